@@ -1,0 +1,116 @@
+"""What the core knows of an exposure. No stage opens a file: it calls `Exposure.read`."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Exposure", "Pixels"]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """
+    Pixels of one exposure.
+
+    Parameters
+    ----------
+    data : ndarray, shape (ny, nx)
+        Surface brightness.
+    good : ndarray of bool, shape (ny, nx)
+        Pixels that may be used. Pixels that are not finite are never used, whatever this says.
+    """
+
+    data: np.ndarray
+    good: np.ndarray
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """
+    One image of the sky taken by one detector.
+
+    Parameters
+    ----------
+    name : str
+        Unique name.
+    read : callable
+        ``read() -> Pixels``. Called once to outline the good pixels and once to measure them.
+    wcs : callable
+        ``wcs(x, y) -> (ra, dec)``: pixel coordinates, 0 at the centre of the first pixel, to ICRS degrees.
+    group : str, optional
+        Exposures of one group share a level. By default each exposure is its own group.
+    time : float, optional
+        Time of the exposure, in days.
+    is_background : bool, optional
+        Whether this is a dedicated background exposure.
+    """
+
+    name: str
+    read: Callable[[], Pixels]
+    wcs: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    group: str = ""
+    time: float | None = None
+    is_background: bool = False
+
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        data: np.ndarray,
+        wcs: Callable,
+        *,
+        good: np.ndarray | None = None,
+        **kwargs: object,
+    ) -> "Exposure":
+        """
+        Make an exposure of arrays that are in memory.
+
+        Parameters
+        ----------
+        name : str
+            Unique name.
+        data : array_like, shape (ny, nx)
+            Surface brightness.
+        wcs : callable
+            ``wcs(x, y) -> (ra, dec)``.
+        good : array_like of bool, shape (ny, nx), optional
+            Good pixels; by default all that are finite.
+        **kwargs
+            Further fields of `Exposure`.
+
+        Returns
+        -------
+        Exposure
+            The exposure.
+
+        Raises
+        ------
+        ValueError
+            If the data are not two-dimensional, or the mask has another shape.
+        """
+        data = np.asanyarray(data)
+        if data.ndim != 2:
+            raise ValueError(f"{name}: data must have 2 dimensions, got {data.ndim}")
+        mask = np.isfinite(data) if good is None else np.asarray(good, dtype=bool)
+        if mask.shape != data.shape:
+            raise ValueError(f"{name}: the mask has shape {mask.shape}, the data {data.shape}")
+        return cls(name, lambda: Pixels(data, mask), wcs, **kwargs)  # type: ignore[arg-type]
+
+
+def check_names(exposures: Sequence[Exposure]) -> None:
+    """Raise ValueError if two exposures have the same name."""
+    repeated = [name for name, count in Counter(e.name for e in exposures).items() if count > 1]
+    if repeated:
+        raise ValueError(f"these exposures appear more than once: {', '.join(repeated)}; list each once")
+
+
+def group_numbers(exposures: Sequence[Exposure], *, per_detector: bool) -> np.ndarray:
+    """Return the index of the group of each exposure, groups in order of their first member's name."""
+    keys = [("name", e.name) if per_detector or not e.group else ("group", e.group) for e in exposures]
+    by_name = sorted(range(len(keys)), key=lambda n: exposures[n].name)
+    number: dict[tuple[str, str], int] = {}
+    for n in by_name:
+        number.setdefault(keys[n], len(number))
+    return np.array([number[key] for key in keys], dtype=int)

@@ -1,0 +1,287 @@
+"""Match the backgrounds of exposures: the stages in order. Read this first."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bkgmatch.execution import run
+from bkgmatch.exposures import Exposure, check_names, group_numbers
+from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
+from bkgmatch.options import ZERO_POINT_POLICIES, SkyMatchOptions
+from bkgmatch.overlaps import OverlapMap, overlap_map
+from bkgmatch.pairs import Measurement, Offsets, measure, pair_offsets
+from bkgmatch.skystats import SkyStatistic
+from bkgmatch.solve import Solution, residuals, solve_offsets
+
+__all__ = ["SkyMatch", "match_skies"]
+
+log = logging.getLogger("stpipe.bkgmatch")
+
+MATCHED, MEASURED, NO_OVERLAP, NO_PIXELS = "matched", "measured", "no overlap", "no good pixels"
+
+
+@dataclass(frozen=True)
+class SkyMatch:
+    """
+    Sky levels of exposures.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Names of the exposures, in the order of the input.
+    groups : ndarray of int, shape (n,)
+        Group of each exposure.
+    component : ndarray of int, shape (n,)
+        Connected set of exposures that each belongs to; -1 if it overlaps no other group.
+    level, sigma : ndarray, shape (n,)
+        Level to subtract and its standard error; NaN where there is none. With ``skymethod='match'`` the error is
+        relative to the mean of the component: the zero point is free of error by definition.
+    sky : ndarray, shape (n,)
+        Statistic of the whole exposure.
+    npix : ndarray of int, shape (n,)
+        Pixels that the statistic of the whole exposure used.
+    status : tuple of str
+        ``matched``, ``measured``, ``no overlap`` or ``no good pixels``.
+    pairs : Offsets
+        Measured differences.
+    residual : ndarray, shape (n_pairs,)
+        Measured minus fitted difference of each pair.
+    """
+
+    names: tuple[str, ...]
+    groups: np.ndarray
+    component: np.ndarray
+    level: np.ndarray
+    sigma: np.ndarray
+    sky: np.ndarray
+    npix: np.ndarray
+    status: tuple[str, ...]
+    pairs: Offsets
+    residual: np.ndarray
+
+    def __str__(self) -> str:
+        rows = zip(self.names, self.component, self.level, self.sigma, self.status, strict=True)
+        lines = [f"{name}  {c:3d}  {level:12.6g} +- {sigma:9.3g}  {s}" for name, c, level, sigma, s in rows]
+        return "\n".join(lines)
+
+
+def match_skies(
+    exposures: Sequence[Exposure], options: SkyMatchOptions | None = None, *, cores: int = 1
+) -> SkyMatch:
+    """
+    Measure and match the sky levels of exposures.
+
+    Parameters
+    ----------
+    exposures : sequence of Exposure
+        Exposures with unique names.
+    options : SkyMatchOptions, optional
+        Options; the defaults are those of the step.
+    cores : int
+        Number of threads.
+
+    Returns
+    -------
+    SkyMatch
+        The levels. Nothing is subtracted.
+
+    Raises
+    ------
+    ValueError
+        If there are no exposures, names repeat, an exposure cannot be used, or the zero point is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bkgmatch.exposures import Exposure
+    >>> from bkgmatch.match import match_skies
+    >>> sky = np.random.default_rng(1).normal(0, 0.01, (2, 64, 64))
+    >>> exposures = [
+    ...     Exposure.from_arrays(name, data + level, lambda x, y, s=shift: ((x + s) / 3600, y / 3600))
+    ...     for name, data, level, shift in [("a", sky[0], 5.0, 0), ("b", sky[1], 7.0, 30)]
+    ... ]
+    >>> print(match_skies(exposures).level.round(1))
+    [0. 2.]
+    """
+    options = options or SkyMatchOptions()
+    if not exposures:
+        raise ValueError("there are no exposures to match")
+    check_names(exposures)
+    _check_zero_point(exposures, options)
+    groups = group_numbers(exposures, per_detector=options.level_per == "detector")
+    measurements = _measure_all(exposures, groups, options, cores)
+    offsets = pair_offsets(measurements, weights=options.weights)
+    solution, offsets = solve_offsets(offsets, groups, robust=options.weights == "robust")
+    sky, sigma, npix = (np.array([getattr(m.sky, f)[0] for m in measurements]) for f in ("value", "sigma", "npix"))
+    level, error = _levels(exposures, options, groups, solution, sky, sigma)
+    return SkyMatch(
+        names=tuple(e.name for e in exposures),
+        groups=groups,
+        component=solution.component[groups],
+        level=level,
+        sigma=error,
+        sky=sky,
+        npix=npix,
+        status=tuple(_status(m, level[i], solution.component[groups[i]]) for i, m in enumerate(measurements)),
+        pairs=offsets,
+        residual=residuals(offsets, groups, solution),
+    )
+
+
+def _check_zero_point(exposures: Sequence[Exposure], options: SkyMatchOptions) -> None:
+    names = [e.name for e in exposures]
+    if options.zero_point not in (*ZERO_POINT_POLICIES, *names):
+        raise ValueError(
+            f"zero_point={options.zero_point!r} is neither one of {', '.join(ZERO_POINT_POLICIES)} nor the name of "
+            f"an exposure ({names[0]}, ...)"
+        )
+    if options.zero_point == "background":
+        if not any(e.is_background for e in exposures):
+            raise ValueError("zero_point='background' needs members of exptype 'background' in the association")
+        timeless = [e.name for e in exposures if e.time is None]
+        if timeless:
+            raise ValueError(f"zero_point='background' needs the time of each exposure; {timeless[0]} has none")
+
+
+def _measure_all(
+    exposures: Sequence[Exposure], groups: np.ndarray, options: SkyMatchOptions, cores: int
+) -> list[Measurement]:
+    statistic = SkyStatistic(
+        options.skystat, options.lower, options.upper, options.nclip, options.lsigma, options.usigma, options.binwidth
+    )
+    outlines = run(lambda e: _outline(e, options), exposures, cores=cores)
+    neighbours = candidate_neighbours(outlines) if options.matches else [np.empty(0, dtype=int)] * len(exposures)
+    rank = np.argsort(np.argsort([e.name for e in exposures]))
+
+    def measure_one(i: int) -> Measurement:
+        near = neighbours[i]
+        overlaps = overlap_map(outlines[i], [outlines[j] for j in near])
+        overlaps, others = _between_groups(overlaps, near, groups, rank, i)
+        return measure(exposures[i].read(), overlaps, others, statistic)
+
+    return run(measure_one, range(len(exposures)), cores=cores)
+
+
+def _outline(exposure: Exposure, options: SkyMatchOptions) -> Footprint:
+    good = exposure.read().good
+    if good.ndim != 2:
+        raise ValueError(f"{exposure.name}: images must have 2 dimensions, this one has {good.ndim}")
+    try:
+        return footprint(good, exposure.wcs, overlap=options.overlap, stepsize=options.stepsize)
+    except ValueError as error:
+        raise ValueError(f"{exposure.name}: {error}") from error
+
+
+def _between_groups(
+    overlaps: OverlapMap, near: np.ndarray, groups: np.ndarray, rank: np.ndarray, here: int
+) -> tuple[OverlapMap, np.ndarray]:
+    """
+    Leave the overlaps with other groups, each piece of sky once for each pair of groups.
+
+    Where members of one group overlap each other, the first of them by name stands for the group.
+    """
+    order = np.argsort(rank[near])
+    members, near = overlaps.members[:, order], near[order]
+    usable = members.copy()
+    for group in np.unique(groups[near]):
+        columns = np.flatnonzero(groups[near] == group)
+        if group == groups[here]:
+            usable[members[:, columns[rank[near[columns]] < rank[here]]].any(axis=1)] = False
+            usable[:, columns] = False
+        elif columns.size > 1:
+            usable[:, columns] &= np.cumsum(members[:, columns], axis=1) == 1
+    kept = usable.any(axis=0)
+    return OverlapMap(overlaps.starts, overlaps.stops, overlaps.labels, usable[:, kept]), near[kept]
+
+
+def _levels(
+    exposures: Sequence[Exposure],
+    options: SkyMatchOptions,
+    groups: np.ndarray,
+    solution: Solution,
+    sky: np.ndarray,
+    sigma: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Level of each exposure and its error, by the sky method."""
+    lowest, lowest_error = _lowest_of_group(groups, sky, sigma)
+    if not options.matches:
+        level, error = lowest, lowest_error
+        if options.is_global:
+            level, error = _lowest_of_all(np.zeros(len(level), dtype=int), level, error)
+        return level[groups], error[groups]
+    matched, error = solution.coefficients[:, 0].copy(), np.sqrt(solution.covariance[:, 0, 0])
+    scope = solution.component if options.zero_point_scope == "component" else np.minimum(solution.component, 0)
+    for member in range(scope.max(initial=-1) + 1):
+        inside = np.flatnonzero(scope == member)
+        matched[inside] += _zero_point(exposures, options, groups, matched, inside, sky)
+    if options.is_global:
+        return _add_global(groups, options, scope, matched, error, lowest, lowest_error)
+    return matched[groups], error[groups]
+
+
+def _add_global(
+    groups: np.ndarray,
+    options: SkyMatchOptions,
+    scope: np.ndarray,
+    matched: np.ndarray,
+    error: np.ndarray,
+    lowest: np.ndarray,
+    lowest_error: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add the lowest sky that remains after matching; groups that overlap nothing count as matched at zero."""
+    alone = scope < 0
+    relative, relative_error = np.where(alone, 0, matched), np.where(alone, 0, error)
+    single = scope.max(initial=-1) + 1 + np.cumsum(alone)
+    sets = np.where(alone, single, scope) if options.zero_point_scope == "component" else np.zeros_like(scope)
+    base, base_error = _lowest_of_all(sets, lowest - relative, lowest_error)
+    return (relative + base)[groups], np.hypot(relative_error, base_error)[groups]
+
+
+def _lowest_of_group(groups: np.ndarray, sky: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least sky of the members of each group, NaN if none has any."""
+    lowest, error = (np.full(groups.max() + 1, np.nan) for _ in range(2))
+    for i in np.argsort(-sky):  # NaN first or last: it never wins
+        if np.isfinite(sky[i]):
+            lowest[groups[i]], error[groups[i]] = sky[i], sigma[i]
+    return lowest, error
+
+
+def _lowest_of_all(sets: np.ndarray, level: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least level of each set, for all of its members."""
+    least, least_error = _lowest_of_group(sets, level, error)
+    return least[sets], least_error[sets]
+
+
+def _zero_point(
+    exposures: Sequence[Exposure],
+    options: SkyMatchOptions,
+    groups: np.ndarray,
+    matched: np.ndarray,
+    inside: np.ndarray,
+    sky: np.ndarray,
+) -> float:
+    """Return what to add to the levels of some groups, which have mean zero over each component."""
+    policy = options.zero_point
+    members = np.flatnonzero(np.isin(groups, inside))
+    named = [i for i in members if exposures[i].name == policy]
+    if named:
+        return -matched[groups[named[0]]]
+    if policy == "background":
+        backgrounds = [i for i, e in enumerate(exposures) if e.is_background]
+        gaps = np.abs(np.subtract.outer(*(np.array([exposures[i].time for i in s]) for s in (members, backgrounds))))
+        nearest, background = np.unravel_index(gaps.argmin(), gaps.shape)
+        return sky[backgrounds[background]] - matched[groups[members[nearest]]]
+    if policy == "mean":
+        return 0.0
+    is_low = policy == "lowest" or (policy != "highest" and options.match_down)
+    return -(matched[inside].min() if is_low else matched[inside].max())
+
+
+def _status(measurement: Measurement, level: float, component: int) -> str:
+    if measurement.sky.npix[0] == 0 and not np.isfinite(level):
+        return NO_PIXELS
+    if component >= 0:
+        return MATCHED
+    return MEASURED if np.isfinite(level) else NO_OVERLAP

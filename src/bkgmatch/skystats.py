@@ -1,0 +1,250 @@
+"""Clipped statistics of the sky: mean, median, midpoint and mode, with standard errors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bkgmatch.histograms import BinnedSets, bin_pixels
+
+__all__ = ["SkyLevels", "SkyStatistic"]
+
+_KERNEL_PER_BINWIDTH = 5.0
+_GRID_PER_KERNEL = 20
+_DENSITY_KERNEL = 0.25
+
+
+class SkyLevels(NamedTuple):
+    """
+    A statistic of several sets of pixels.
+
+    Parameters
+    ----------
+    value : ndarray
+        The statistic; NaN where no pixel is left.
+    sigma : ndarray
+        Its standard error.
+    npix : ndarray of int
+        Number of pixels left after clipping.
+    """
+
+    value: np.ndarray
+    sigma: np.ndarray
+    npix: np.ndarray
+
+
+class _Window(NamedTuple):
+    """Clipping limits of each set, and the pixels between them."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    n: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+
+
+@dataclass(frozen=True)
+class SkyStatistic:
+    """
+    A clipped statistic of pixel values.
+
+    Parameters
+    ----------
+    skystat : {"mean", "median", "midpt", "mode"}
+        Which statistic.
+    lower, upper : float, optional
+        Limits of usable values.
+    nclip : int
+        Number of clipping iterations about the mean.
+    lsigma, usigma : float
+        Clipping limits in standard deviations.
+    binwidth : float
+        Bin width in standard deviations, for ``midpt`` and ``mode``.
+
+    Notes
+    -----
+    The definitions are those of ``stsci.imagestats``, with two differences. The histogram of ``midpt`` has exactly
+    the bin width that is asked for. ``mode`` is the peak of the distribution smoothed by a Gaussian of 5
+    ``binwidth`` (0.5 standard deviations by default), which finds the most frequent value some ten times more
+    precisely than three bins do.
+
+    Standard errors are those of large samples (van der Vaart 1998, *Asymptotic Statistics*, chapter 5):
+    ``std/sqrt(n)`` for the mean, enlarged where the clipping limits, which move with the mean, cut into the
+    distribution; ``1/(2 f sqrt(n))`` for the median and the midpoint, with ``f`` the density there; for the mode the
+    scatter of the slope of the smoothed density over its curvature.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bkgmatch.skystats import SkyStatistic
+    >>> SkyStatistic("median").of(np.array([1.0, 2.0, 3.0, 4.0, 100.0])).value
+    array([3.])
+    """
+
+    skystat: str = "mode"
+    lower: float | None = None
+    upper: float | None = None
+    nclip: int = 5
+    lsigma: float = 4.0
+    usigma: float = 4.0
+    binwidth: float = 0.1
+
+    def of(self, values: np.ndarray) -> SkyLevels:
+        """
+        Compute the statistic of one set of pixels.
+
+        Parameters
+        ----------
+        values : array_like
+            Pixel values; those that are not finite are left out.
+
+        Returns
+        -------
+        SkyLevels
+            With arrays of length 1.
+        """
+        values = np.ravel(np.asarray(values))
+        label = np.zeros(values.size, dtype=np.int32)
+        return self.of_sets(bin_pixels(values, np.isfinite(values), label, np.ones((1, 1), dtype=bool)))
+
+    def of_sets(self, sets: BinnedSets) -> SkyLevels:
+        """
+        Compute the statistic of each of several sets.
+
+        Parameters
+        ----------
+        sets : BinnedSets
+            Binned pixels.
+
+        Returns
+        -------
+        SkyLevels
+            With arrays of length n_sets, in units of the data.
+        """
+        value, sigma, npix = (np.full(len(sets), fill) for fill in (np.nan, np.nan, 0))
+        window = self._clip(sets)
+        some = np.flatnonzero(window.n > 0.5)
+        if some.size:
+            found, error = _STATISTICS[self.skystat](self, sets, window)
+            value[some] = sets.centre + sets.scale * found[some]
+            sigma[some] = sets.scale * error[some]
+            npix[some] = np.rint(window.n[some])
+        return SkyLevels(value, sigma, npix)
+
+    def _clip(self, sets: BinnedSets) -> _Window:
+        floor, ceiling = (
+            np.full(len(sets), default if limit is None else (limit - sets.centre) / sets.scale)
+            for limit, default in ((self.lower, -np.inf), (self.upper, np.inf))
+        )
+        window = _window(sets, floor, ceiling)
+        for _ in range(self.nclip):
+            slack = 1e-9 * (1 + np.abs(window.mean))  # rounding must not cut off a spread of zero
+            window = _window(
+                sets,
+                np.fmax(floor, window.mean - self.lsigma * window.std - slack),
+                np.fmin(ceiling, window.mean + self.usigma * window.std + slack),
+            )
+        return window
+
+
+def _window(sets: BinnedSets, lower: np.ndarray, upper: np.ndarray) -> _Window:
+    below, above = sets.below(lower, inclusive=False), sets.below(upper, inclusive=True)
+    n, total, squares = (high - low for low, high in zip(below, above, strict=True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / n
+        variance = (squares - n * mean**2) / np.maximum(n - 1, 1)
+    return _Window(lower, upper, n, mean, np.sqrt(np.maximum(variance, 0)))
+
+
+def _mean(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[np.ndarray, np.ndarray]:
+    """Mean; its error grows by 1/(1 - share of pixels that a shift of the limits gains or loses)."""
+    if statistic.nclip == 0:
+        return window.mean, window.std / np.sqrt(window.n)
+    reach = 0.1 * window.std
+    gain = np.zeros(len(sets))
+    for limit, clip in ((window.lower, statistic.lsigma), (window.upper, statistic.usigma)):
+        inside = sets.below(limit + reach, inclusive=True).n - sets.below(limit - reach, inclusive=True).n
+        with np.errstate(invalid="ignore", divide="ignore"):
+            gain += np.nan_to_num(clip * window.std * inside / (2 * reach) / window.n)
+    return window.mean, window.std / np.sqrt(window.n) / (1 - np.minimum(gain, 0.8))
+
+
+def _median(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[np.ndarray, np.ndarray]:
+    rank = sets.below(window.lower, inclusive=False).n + window.n / 2
+    median = (sets.quantile(rank, side="left") + sets.quantile(rank, side="right")) / 2
+    return median, _median_error(sets, window, median)
+
+
+def _midpt(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[np.ndarray, np.ndarray]:
+    """Median interpolated in a histogram that starts at the least pixel."""
+    start = sets.below(window.lower, inclusive=False).n
+    rank = start + window.n / 2
+    least = np.maximum(sets.quantile(start, side="right"), window.lower)
+    median = sets.quantile(rank, side="left")
+    width = statistic.binwidth * window.std
+    with np.errstate(invalid="ignore", divide="ignore"):
+        edge = least + width * np.floor((median - least) / width)
+        before = sets.below(edge, inclusive=False).n
+        within = sets.below(edge + width, inclusive=False).n - before
+        midpoint = edge + width * np.clip((rank - before) / within, 0, 1)
+    midpoint = np.where(np.isfinite(midpoint), midpoint, median)
+    return midpoint, _median_error(sets, window, midpoint)
+
+
+def _median_error(sets: BinnedSets, window: _Window, median: np.ndarray) -> np.ndarray:
+    error = np.zeros(len(sets))
+    for k in np.flatnonzero(window.std > 0):
+        kernel = _DENSITY_KERNEL * window.std[k]
+        values, weights = _inside(sets, window, k)
+        density = (weights * np.exp(-0.5 * ((values - median[k]) / kernel) ** 2)).sum() / (np.sqrt(2 * np.pi) * kernel)
+        error[k] = np.sqrt(window.n[k]) / (2 * density) if density > 0 else window.std[k]
+    return error
+
+
+def _mode(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[np.ndarray, np.ndarray]:
+    mode, error = window.mean.copy(), np.zeros(len(sets))
+    for k in np.flatnonzero(window.std > 0):
+        kernel = _KERNEL_PER_BINWIDTH * statistic.binwidth * window.std[k]
+        mode[k], error[k] = _peak(*_inside(sets, window, k), kernel)
+    error = np.minimum(error, window.std)  # a few pixels have no curvature to speak of
+    return mode, error
+
+
+def _peak(values: np.ndarray, weights: np.ndarray, kernel: float) -> tuple[float, float]:
+    """Peak of a distribution smoothed by a Gaussian, and its standard error."""
+    step = kernel / _GRID_PER_KERNEL
+    position = (values - values.min()) / step
+    cell = position.astype(int)
+    share = position - cell
+    grid = np.bincount(cell, weights * (1 - share), minlength=cell.max() + 2)
+    grid[1:] += np.bincount(cell, weights * share, minlength=cell.max() + 2)[:-1]
+    reach = np.arange(-4 * _GRID_PER_KERNEL, 4 * _GRID_PER_KERNEL + 1)
+    density = np.convolve(grid, np.exp(-0.5 * (reach / _GRID_PER_KERNEL) ** 2))[reach[-1] : reach[0] or None]
+    peak = values.min() + step * density.argmax()
+    for _ in range(4):
+        u = (values - peak) / kernel
+        bell = weights * np.exp(-0.5 * u**2)
+        curvature = ((1 - u**2) * bell).sum()
+        if curvature <= 0:
+            break
+        peak += np.clip(kernel * (u * bell).sum() / curvature, -step, step)
+    if curvature <= 0:
+        return peak, kernel
+    return peak, kernel * np.sqrt((u**2 * bell * np.exp(-0.5 * u**2)).sum()) / curvature
+
+
+def _inside(sets: BinnedSets, window: _Window, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Middle of each bin of one set between the clipping limits, and the number of pixels in it."""
+    low, high, count = sets.low[k], sets.high[k], sets.counts[k]
+    middle = (low + high) / 2
+    use = (count > 0) & (middle >= window.lower[k]) & (middle <= window.upper[k])
+    return middle[use], count[use]
+
+
+_STATISTICS: dict[str, Callable[[SkyStatistic, BinnedSets, _Window], tuple[np.ndarray, np.ndarray]]] = {
+    "mean": _mean,
+    "median": _median,
+    "midpt": _midpt,
+    "mode": _mode,
+}
