@@ -52,6 +52,8 @@ class Offsets:
         Standard error of the offset.
     npix : ndarray of int, shape (n_pairs,)
         Number of pixels, the lesser of the two.
+    full_weight : ndarray, shape (n_pairs,)
+        Weight that the pair's error or number of pixels gives it.
     weight : ndarray, shape (n_pairs,)
         Weight in the solution.
     loading : sparse array, shape (n_pairs, n_measurements)
@@ -65,6 +67,7 @@ class Offsets:
     offset: np.ndarray
     sigma: np.ndarray
     npix: np.ndarray
+    full_weight: np.ndarray
     weight: np.ndarray
     loading: sparse.csr_array
     scatter: sparse.csr_array
@@ -166,13 +169,15 @@ def pair_offsets(measurements: Sequence[Measurement], *, weights: str = "varianc
     ).tocsr()
     pixels = np.minimum(npix[one], npix[two])
     error = np.hypot(sigma[one], sigma[two])
+    weight = pixels.astype(float) if weights == "npix" else _inverse_variance(error, pixels)
     return Offsets(
         first=here[one],
         second=here[two],
         offset=value[one] - value[two],
         sigma=error,
         npix=pixels,
-        weight=pixels.astype(float) if weights == "npix" else _inverse_variance(error, pixels),
+        full_weight=weight,
+        weight=weight,
         loading=loading,
         scatter=_block_diagonal([m.covariance for m in measurements]),
     )

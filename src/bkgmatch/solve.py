@@ -123,12 +123,12 @@ def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False)
         equations = offset_equations(one, two, offsets.offset, weight)
         return solve(n, equations, scatter=(transfer @ offsets.scatter @ transfer.T).tocsr())
 
-    weight = offsets.weight
+    weight = offsets.full_weight
     result = solution(weight)
     for _ in range(_ROBUST_ITERATIONS if robust and len(weight) else 0):
-        pulls = np.abs(residuals(offsets, groups, result)) * np.sqrt(offsets.weight)
+        pulls = np.abs(residuals(offsets, groups, result)) * np.sqrt(offsets.full_weight)
         scale = max(float(np.median(pulls)) / 0.6745, 1e-300)
-        weight = offsets.weight / (1 + (pulls / (_ROBUST_LIMIT * scale)) ** 2)
+        weight = offsets.full_weight / (1 + (pulls / (_ROBUST_LIMIT * scale)) ** 2)
         result = solution(weight)
     return result, replace(offsets, weight=weight)
 

@@ -1,0 +1,1 @@
+"""The steps: the only modules that import the JWST pipeline."""

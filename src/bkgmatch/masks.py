@@ -1,0 +1,169 @@
+"""Good pixels: user masks and sky regions."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS
+from regions import PixCoord, Regions, SkyRegion
+
+__all__ = ["find_masks", "read_mask", "read_regions", "region_mask"]
+
+_DEGREE = 5
+_LATTICE = 24
+
+
+def find_masks(masks: Sequence[str], files: Sequence[str]) -> list[Path | None]:
+    """
+    Find the user mask of each exposure.
+
+    Parameters
+    ----------
+    masks : sequence of str
+        One file for each exposure, in order; or a single suffix, for masks that stand beside the exposures:
+        ``mask`` stands for ``jw..._nrcalong_mask.fits`` beside ``jw..._nrcalong_cal.fits``.
+    files : sequence of str
+        Path of each exposure.
+
+    Returns
+    -------
+    list of Path or None
+        The mask files; None for an exposure beside which no mask stands.
+
+    Raises
+    ------
+    ValueError
+        If the number of files differs from the number of exposures, or no exposure has a mask.
+    FileNotFoundError
+        If a mask file that is named does not exist.
+    """
+    if len(masks) == 1 and not masks[0].endswith((".fits", ".fits.gz")):
+        found = [_beside(Path(file), masks[0].strip("_")) for file in files]
+        if not any(found):
+            raise ValueError(f"no exposure has a mask *_{masks[0].strip('_')}.fits beside it; check masks={masks[0]!r}")
+        return found
+    if len(masks) != len(files):
+        raise ValueError(f"masks lists {len(masks)} files for {len(files)} exposures; list one for each, in order")
+    for mask in masks:
+        if not Path(mask).exists():
+            raise FileNotFoundError(f"the mask file {mask} does not exist")
+    return [Path(mask) for mask in masks]
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """
+    Read a user mask.
+
+    Parameters
+    ----------
+    path : Path
+        FITS file; its first image is the mask, not zero where pixels are good.
+    shape : tuple of int
+        Shape of the exposure.
+
+    Returns
+    -------
+    ndarray of bool
+        Good pixels.
+
+    Raises
+    ------
+    ValueError
+        If there is no image, or it has another shape.
+    """
+    with fits.open(path) as hdus:
+        images = [hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None]
+        if not images:
+            raise ValueError(f"the mask file {path} holds no image")
+        mask = np.asarray(images[0]) != 0
+    if mask.shape != tuple(shape):
+        raise ValueError(f"the mask {path} has shape {mask.shape}, its exposure has {tuple(shape)}")
+    return mask
+
+
+def read_regions(path: str) -> list[SkyRegion]:
+    """
+    Read a DS9 file of regions in sky coordinates.
+
+    Parameters
+    ----------
+    path : str
+        Region file.
+
+    Returns
+    -------
+    list of SkyRegion
+        Those with a leading ``-`` have ``meta["include"]`` False.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If it cannot be read, holds no region, or regions in pixels.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"the region file {path} does not exist")
+    try:
+        found = list(Regions.read(path, format="ds9"))
+    except Exception as error:  # the parser raises many kinds
+        raise ValueError(f"cannot read {path} as a DS9 region file: {error}") from error
+    if not found:
+        raise ValueError(f"the region file {path} holds no region")
+    if not all(isinstance(region, SkyRegion) for region in found):
+        raise ValueError(f"the region file {path} has regions in pixels; save it in sky coordinates (icrs, fk5, ...)")
+    return found
+
+
+def region_mask(regions: Sequence[SkyRegion], wcs: Callable, shape: tuple[int, int]) -> np.ndarray:
+    """
+    Find the pixels that regions leave.
+
+    Parameters
+    ----------
+    regions : sequence of SkyRegion
+        Where there are plain regions, only the pixels inside one of them are good. Pixels inside an excluding
+        region (``-`` in DS9) never are.
+    wcs : callable
+        ``wcs(x, y) -> (ra, dec)`` in degrees.
+    shape : tuple of int
+        Shape of the image.
+
+    Returns
+    -------
+    ndarray of bool, shape (ny, nx)
+        Good pixels.
+    """
+    including = [r for r in regions if r.meta.get("include", True) not in (False, "-")]
+    excluding = [r for r in regions if r not in including]
+    tangent, position = _tangent_position(wcs, shape)
+    good = np.full(shape, not including)
+    for group, value in ((including, True), (excluding, False)):
+        for region in group:
+            good[region.to_pixel(tangent).contains(position)] = value
+    return good
+
+
+def _beside(file: Path, suffix: str) -> Path | None:
+    root = file.stem.rpartition("_")[0] or file.stem
+    mask = file.with_name(f"{root}_{suffix}.fits")
+    return mask if mask.exists() else None
+
+
+def _tangent_position(wcs: Callable, shape: tuple[int, int]) -> tuple[WCS, PixCoord]:
+    """Tangential WCS of about the exposure's scale, and the position of each pixel in it, by a polynomial fit."""
+    ny, nx = shape
+    y, x = (axis.ravel() for axis in np.meshgrid(*(np.linspace(0, n - 1, _LATTICE) for n in shape), indexing="ij"))
+    ra, dec = wcs(x, y)
+    tangent = WCS(naxis=2)
+    tangent.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    tangent.wcs.crval = [float(np.median(ra)), float(np.median(dec))]
+    tangent.wcs.cdelt = np.full(2, np.ptp(dec) / max(shape) or 1e-5)
+    plane = np.column_stack(tangent.world_to_pixel_values(ra, dec))
+    u, v = (2 * np.arange(n) / max(n - 1, 1) - 1 for n in (nx, ny))
+    terms = np.polynomial.chebyshev.chebvander2d(2 * x / max(nx - 1, 1) - 1, 2 * y / max(ny - 1, 1) - 1, [_DEGREE] * 2)
+    fit = np.linalg.lstsq(terms, plane, rcond=None)[0].T.reshape(2, _DEGREE + 1, _DEGREE + 1)
+    along_x = np.polynomial.chebyshev.chebvander(u, _DEGREE)
+    along_y = np.polynomial.chebyshev.chebvander(v, _DEGREE)
+    return tangent, PixCoord(*(along_y @ c.T @ along_x.T for c in fit))

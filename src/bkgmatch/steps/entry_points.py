@@ -1,0 +1,16 @@
+"""The steps that stpipe finds by name."""
+
+__all__ = ["get_steps"]
+
+
+def get_steps() -> list[tuple[str, str, bool]]:
+    """
+    List the steps for the ``stpipe.steps`` entry point.
+
+    Returns
+    -------
+    list of tuple
+        Class name, alias, and whether it is a pipeline. The aliases differ from jwst's, which would make
+        ``strun skymatch`` ambiguous.
+    """
+    return [("bkgmatch.SkyMatchStep", "bkg_skymatch", False)]

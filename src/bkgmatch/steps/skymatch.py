@@ -1,0 +1,239 @@
+"""SkyMatchStep: sky levels of overlapping exposures."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jwst.datamodels import ModelContainer, ModelLibrary
+from jwst.stpipe import Step
+from stcal.multiprocessing import compute_num_cores
+from stdatamodels.jwst.datamodels import JwstDataModel
+
+from bkgmatch.match import SkyMatch, match_skies
+from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
+from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
+from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.models import LibraryExposures, check_inputs, is_in_memory, record_level, stem
+
+__all__ = ["SkyMatchStep"]
+
+log = logging.getLogger("stpipe.bkgmatch.skymatch")
+
+
+class SkyMatchStep(OptionalCrds, Step):
+    """Subtract or equalize the sky background of overlapping exposures."""
+
+    class_alias = "skymatch"
+
+    spec = """
+        # General sky matching parameters:
+        skymethod = option('local', 'global', 'match', 'global+match', 'user', 'localmin', 'globalmin', 'globalmin+match', default='match') # sky computation method
+        match_down = boolean(default=True) # adjust sky to lowest measured value?
+        subtract = boolean(default=False) # subtract computed sky from image data?
+        skylist = string(default=None) # Filename pointing to list of (imagename skyval) pairs
+        apply_table = string(default=None) # apply the levels of this saved table instead of measuring
+
+        # What is compared, and how levels are tied:
+        overlap = option('good', 'footprint', 'exact', default='good') # overlap of good pixels, of detector outlines, or pixel by pixel
+        level_per = option('exposure', 'detector', default='exposure') # one level for an exposure or for each of its detectors
+        zero_point = string(default='auto') # auto, lowest, highest, mean, background or the name of an exposure
+        zero_point_scope = option('global', 'component', default='global') # one zero point for all, or for each connected set
+        weights = option('variance', 'npix', 'robust', default='variance') # weights of the pairs
+
+        # Image's bounding polygon parameters:
+        stepsize = integer(default=None) # Max vertex separation
+
+        # Sky statistics parameters:
+        skystat = option('median', 'midpt', 'mean', 'mode', default='mode') # sky statistics
+        dqbits = string(default='~DO_NOT_USE+NON_SCIENCE') # "good" DQ bits
+        masks = force_list(default=None) # user masks (non-zero = good): one file per exposure, or a suffix
+        regions = string(default=None) # DS9 file of sky regions to include, or exclude (-)
+        lower = float(default=None) # Lower limit of "good" pixel values
+        upper = float(default=None) # Upper limit of "good" pixel values
+        nclip = integer(min=0, default=5) # number of sky clipping iterations
+        lsigma = float(min=0.0, default=4.0) # Lower clipping limit, in sigma
+        usigma = float(min=0.0, default=4.0) # Upper clipping limit, in sigma
+        binwidth = float(min=0.0, default=0.1) # Bin width for 'mode' and 'midpt' `skystat`, in sigma
+
+        # Results:
+        propagate_errors = boolean(default=False) # add the variance of the subtracted level to ERR and VAR_RNOISE?
+        save_table = string(default=None) # File name for the ECSV table of levels; that of the pairs is *_pairs.ecsv
+        suffix = string(default='skymatch') # suffix of saved files
+        output_use_model = boolean(default=True) # name saved files after the exposures
+
+        # Memory and speed:
+        in_memory = boolean(default=True) # If False, preserve memory using temporary files
+        maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
+    """  # noqa: E501
+
+    reference_file_types: ClassVar[list[str]] = []
+
+    def process(self, input_models: Any) -> ModelLibrary:
+        """
+        Run the step.
+
+        Parameters
+        ----------
+        input_models : str, Path, dict, list, ModelContainer, ModelLibrary or datamodel
+            Association, files or models.
+
+        Returns
+        -------
+        ModelLibrary
+            The models with their levels recorded, and subtracted if ``subtract`` is set.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            If an input or an option cannot be used; the message says which and what to do.
+        """
+        self._check_options()
+        library = self._open(input_models)
+        with library:
+            if self.skymethod == "user":
+                self._record_given(library, _read_skylist(self.skylist))
+            elif self.apply_table:
+                self._record_given(library, read_levels(self.apply_table))
+            else:
+                self._measure(library)
+        return library
+
+    def _check_options(self) -> None:
+        if self.skymethod == "user" and self.skylist is None:
+            raise ValueError('skymethod set to "user", but no sky value file provided: set skylist')
+        if self.skylist is not None and self.skymethod != "user":
+            raise ValueError(f"skylist is used only with skymethod='user', not with {self.skymethod!r}")
+        if self.apply_table and self.skymethod == "user":
+            raise ValueError("skymethod='user' reads levels from skylist: use either skylist or apply_table")
+        if self.propagate_errors and (not self.subtract or self.skymethod == "user"):
+            raise ValueError("propagate_errors needs subtract=True and levels with errors (not skymethod='user')")
+
+    def _open(self, input_models: Any) -> ModelLibrary:
+        check_inputs(input_models)
+        prepared = self.prepare_output(input_models, open_models=False)
+        if isinstance(prepared, ModelLibrary):
+            return prepared
+        if isinstance(prepared, str | Path) and Path(prepared).suffix == ".fits" or isinstance(prepared, JwstDataModel):
+            prepared = [prepared]
+        on_disk = not self.in_memory
+        if on_disk and (is_in_memory(input_models) or isinstance(prepared, list | ModelContainer)):
+            log.info("in_memory=False has an effect only for associations: these inputs stay in memory")
+            on_disk = False
+        return ModelLibrary(prepared, on_disk=on_disk)
+
+    def _measure(self, library: ModelLibrary) -> None:
+        inputs = LibraryExposures(
+            library,
+            dqbits=self.dqbits,
+            subtract=self.subtract,
+            masks=[m for m in self.masks or [] if m not in ("", "None")],
+            regions=self.regions,
+        )
+        options = self._options(inputs.names)
+        match = match_skies(inputs.exposures(), options, cores=self._cores(len(library)))
+        levels = match.level + inputs.previous
+        for index in range(len(library)):
+            if np.isfinite(levels[index]):
+                inputs.update(index, lambda model, i=index: self._record(model, levels[i], inputs.previous[i], match.sigma[i]))
+            else:
+                inputs.update(index, _skip)
+        _tell(match, levels)
+        if self.save_table:
+            exposures = exposure_table(match, options)
+            exposures["level"] = levels[np.argsort(match.names)]
+            save_tables(self.save_table, exposures, pair_table(match))
+
+    def _cores(self, most: int) -> int:
+        return int(compute_num_cores(self.maximum_cores, most, os.cpu_count() or 1))
+
+    def _options(self, names: list[str]) -> SkyMatchOptions:
+        method = METHOD_SYNONYMS.get(self.skymethod, self.skymethod)
+        if method != self.skymethod:
+            log.info("skymethod %r is the classic name of %r", self.skymethod, method)
+            self.skymethod = method
+        return SkyMatchOptions(
+            **{name: getattr(self, name) for name in SkyMatchOptions.__dataclass_fields__ if name != "zero_point"},
+            zero_point=_full_name(self.zero_point, names),
+        )
+
+    def _record(self, model: JwstDataModel, level: float, previous: float, sigma: float | None) -> None:
+        record_level(
+            model,
+            level=level,
+            method=self.skymethod,
+            subtract=self.subtract,
+            previous=previous,
+            sigma=sigma if self.propagate_errors else None,
+        )
+
+    def _record_given(self, library: ModelLibrary, given: dict[str, tuple[float, float]]) -> None:
+        inputs = LibraryExposures(library, dqbits=None, subtract=self.subtract)
+        levels = {stem(name): value for name, value in given.items()}
+        stems = [stem(name) for name in inputs.names]
+        missing = [name for name, key in zip(inputs.names, stems, strict=True) if key not in levels]
+        if missing:
+            raise ValueError(f"no level is given for {', '.join(missing)} in {self.skylist or self.apply_table}")
+        if self.skymethod == "user" and len(given) != len(stems):
+            raise ValueError(
+                f"Number of entries in skylist ({len(given)}) does not match number of input images ({len(stems)})."
+            )
+        for index, key in enumerate(stems):
+            level, sigma = levels[key]
+            inputs.update(index, lambda m, i=index, v=level, s=sigma: self._record(m, v, inputs.previous[i], s))
+        log.info("The levels of %d exposures are taken from %s", len(stems), self.skylist or self.apply_table)
+
+
+def _skip(model: JwstDataModel) -> None:
+    model.meta.cal_step.skymatch = "SKIPPED"
+
+
+def _full_name(zero_point: str, names: list[str]) -> str:
+    """Name of the exposure that is meant by a zero point, with or without suffix and extension."""
+    if zero_point in ZERO_POINT_POLICIES or zero_point in names:
+        return zero_point
+    meant = [name for name in names if stem(name) == stem(zero_point)]
+    return meant[0] if len(meant) == 1 else zero_point
+
+
+def _read_skylist(path: str) -> dict[str, tuple[float, float]]:
+    """Read lines of name and level; ValueError names the line that cannot be used."""
+    levels: dict[str, tuple[float, float]] = {}
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError as error:
+        raise FileNotFoundError(f"cannot read the skylist {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        where = f"skylist {path}, line {number}"
+        try:
+            name, level = words[0], float(words[1])
+        except (IndexError, ValueError) as error:
+            raise ValueError(f"{where}: expected a file name and a number, got {line.strip()!r}") from error
+        if len(words) > 2 or not np.isfinite(level):
+            raise ValueError(f"{where}: expected a file name and a finite number, got {line.strip()!r}")
+        if stem(name) in levels:
+            raise ValueError(f"Image with stem '{stem(name)}' found multiple times in the skylist ({where}).")
+        levels[stem(name)] = (level, 0.0)
+    if not levels:
+        raise ValueError(f"the skylist {path} is empty")
+    return levels
+
+
+def _tell(match: SkyMatch, levels: np.ndarray) -> None:
+    """Log the levels, the components, and what could not be matched."""
+    for name, level, sigma in zip(match.names, levels, match.sigma, strict=True):
+        if np.isfinite(level):
+            log.info("%s: sky level %.6g +- %.2g", name, level, sigma)
+    n_components = match.component.max(initial=-1) + 1
+    for component in range(n_components if n_components > 1 else 0):
+        members = [name for name, c in zip(match.names, match.component, strict=True) if c == component]
+        log.warning(
+            "Connected set %d of %d, which overlaps no other: %s", component + 1, n_components, ", ".join(members)
+        )
+    for name, status, level in zip(match.names, match.status, levels, strict=True):
+        if not np.isfinite(level):
+            log.warning("%s could not be matched: %s", name, status)
