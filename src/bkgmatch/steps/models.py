@@ -12,6 +12,7 @@ import numpy as np
 from astropy.nddata.bitmask import interpret_bit_flags
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.lib.suffix import remove_suffix
+from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
@@ -19,7 +20,7 @@ from bkgmatch.apply import add_variance, remove_variance, shift
 from bkgmatch.exposures import Exposure, Pixels
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
 
-__all__ = ["LibraryExposures", "bad_dq_bits", "check_inputs", "record_level", "stem", "undo"]
+__all__ = ["LibraryExposures", "bad_dq_bits", "check_inputs", "is_in_memory", "record_level", "stem", "undo", "undo_files"]
 
 log = logging.getLogger("stpipe.bkgmatch.models")
 
@@ -314,6 +315,44 @@ def undo(model: JwstDataModel) -> bool:
     background.level = background.subtracted = background.method = None
     model.meta.cal_step.skymatch = None
     return True
+
+
+def undo_files(files: Sequence[Path], folder: Path) -> list[Path]:
+    """
+    Undo the subtraction of levels in files.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Matched exposures; they are not changed.
+    folder : Path
+        Folder for the results, which keep the names of the files.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    ValueError
+        If nothing was subtracted from a file, or a result would replace its input. Nothing is written then.
+    """
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"{file} does not exist")
+        if (folder / file.name).resolve() == file.resolve():
+            raise ValueError(f"{file} would be overwritten; choose another folder")
+        with datamodels.open(file) as model:
+            if not model.meta.background.subtracted:
+                raise ValueError(f"{file}: no level has been subtracted (BKGSUB is {model.meta.background.subtracted})")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for file in files:
+        with datamodels.open(file) as model:
+            undo(model)
+            written.append(Path(model.save(folder / file.name)))
+    return written
 
 
 def _add_errors(model: JwstDataModel, sigma: float) -> None:

@@ -1,0 +1,75 @@
+"""The ``bkgmatch`` command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0 for success, 1 for an error, 2 for wrong usage.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (OSError, ValueError) as error:
+        print(f"bkgmatch {options.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bkgmatch", description="Match the backgrounds of overlapping JWST exposures.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser("demo", help="simulate a small mosaic, match it, and compare with the truth")
+    demo.add_argument("--out", type=Path, default=Path("bkgmatch_demo"), help="folder to write [%(default)s]")
+    demo.set_defaults(run=_demo)
+
+    skylist = commands.add_parser("skylist", help="print a saved table of levels as jwst's skymethod='user' reads it")
+    skylist.add_argument("table", help="ECSV table from --save_table")
+    skylist.add_argument("--out", type=Path, help="file to write instead")
+    skylist.set_defaults(run=_skylist)
+
+    undo = commands.add_parser("undo", help="add subtracted levels back")
+    undo.add_argument("files", nargs="+", type=Path, help="matched exposures (*_skymatch.fits)")
+    undo.add_argument("--out", type=Path, default=Path("undone"), help="folder to write [%(default)s]")
+    undo.set_defaults(run=_undo)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from bkgmatch.demo import run_demo
+
+    return 0 if run_demo(options.out) < 5 else 1
+
+
+def _skylist(options: argparse.Namespace) -> int:
+    from bkgmatch.record import read_levels
+
+    text = "".join(f"{name} {level!r}\n" for name, (level, _) in read_levels(options.table).items())
+    if options.out:
+        options.out.write_text(text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def _undo(options: argparse.Namespace) -> int:
+    from bkgmatch.steps.models import undo_files
+
+    for path in undo_files(options.files, options.out):
+        print(path)
+    return 0
