@@ -17,9 +17,7 @@ from bkgmatch.simulate import SimulatedExposure
 def our_exposures(simulated: Sequence[SimulatedExposure]) -> list[Exposure]:
     """Exposures for bkgmatch; the WCS is called as stcal calls it, without its bounding box."""
     return [
-        Exposure.from_arrays(
-            e.name, e.data, partial(e.wcs, with_bounding_box=False), good=e.good, group=e.group
-        )
+        Exposure.from_arrays(e.name, e.data, partial(e.wcs, with_bounding_box=False), good=e.good, group=e.group)
         for e in simulated
     ]
 
@@ -59,7 +57,10 @@ def report(rows: list[dict]) -> None:
     for row in rows:
         print(json.dumps(row))
     columns = list(rows[0])
-    text = [[f"{row.get(c, ''):.4g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns] for row in rows]
+    text = [
+        [f"{row.get(c, ''):.4g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns]
+        for row in rows
+    ]
     widths = [max(len(c), *(len(line[k]) for line in text)) for k, c in enumerate(columns)]
     for line in [columns, *text]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bkgmatch", description="Match the backgrounds of overlapping JWST exposures.")
+    parser = argparse.ArgumentParser(
+        prog="bkgmatch", description="Match the backgrounds of overlapping JWST exposures."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="simulate a small mosaic, match it, and compare with the truth")

@@ -70,7 +70,9 @@ def _compare(exposures: Sequence[SimulatedExposure], levels: Table) -> float:
     for row in zip(levels["name"], truth, recovered, levels["sigma"], pulls, strict=True):
         print("{:42s} {:9.5f} {:10.5f} {:9.2g} {:12.2f}".format(*row))
     worst = float(np.abs(pulls).max())
-    print(f"\nLevels (MJy/sr) relative to their mean; worst error {worst:.1f} sigma, rms {np.std(recovered - truth):.2g}")
+    print(
+        f"\nLevels (MJy/sr) relative to their mean; worst error {worst:.1f} sigma, rms {np.std(recovered - truth):.2g}"
+    )
     return worst
 
 

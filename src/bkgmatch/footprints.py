@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import shapely
@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 __all__ = ["Footprint", "candidate_neighbours", "footprint", "good_region"]
 
-Geometry = shapely.geometry.base.BaseGeometry
+Geometry: TypeAlias = shapely.geometry.base.BaseGeometry
 
 BLOCK = 8
 """A region of bad pixels makes a hole in an outline only if it holds a block of this side, aligned to a
@@ -129,7 +129,9 @@ def footprint(
     axes = _tangent_axes(grid)
     radius = float(np.arccos(np.clip((around @ axes[2]).min(), -1.0, 1.0)))
     if radius > _MAX_RADIUS:
-        raise ValueError(f"the image reaches {np.rad2deg(radius):.0f} degrees from its centre; at most 20 can be matched")
+        raise ValueError(
+            f"the image reaches {np.rad2deg(radius):.0f} degrees from its centre; at most 20 can be matched"
+        )
     plane = _gnomonic(grid, axes)
     scale = float(np.abs(plane).max())
     return Footprint(
@@ -224,9 +226,7 @@ def outlines_in_plane(footprints: Sequence[Footprint], plane: Footprint) -> np.n
     """
     vectors = np.concatenate([f.vectors for f in footprints])
     offsets = [_join_offsets([f.offsets[level] for f in footprints]) for level in range(3)]
-    shapes = shapely.from_ragged_array(
-        shapely.GeometryType.MULTIPOLYGON, plane.project(vectors), tuple(offsets)
-    )
+    shapes = shapely.from_ragged_array(shapely.GeometryType.MULTIPOLYGON, plane.project(vectors), tuple(offsets))
     invalid = ~shapely.is_valid(shapes)
     if invalid.any():
         shapes[invalid] = shapely.make_valid(shapes[invalid])
@@ -262,9 +262,7 @@ def _trace(mask: np.ndarray, y: int, x: int) -> Geometry:
     edges = np.diff(padded, axis=1)
     band, start = np.nonzero(edges == 1)
     _, stop = np.nonzero(edges == -1)
-    boxes = shapely.box(
-        x + start - 0.5, y + tops[band] - 0.5, x + stop - 0.5, y + changes[band] - 0.5
-    )
+    boxes = shapely.box(x + start - 0.5, y + tops[band] - 0.5, x + stop - 0.5, y + changes[band] - 0.5)
     parts = shapely.get_parts(shapely.simplify(shapely.union_all(boxes), 0.75))
     large = shapely.area(parts) >= BLOCK**2
     return shapely.multipolygons(parts[large] if large.any() else parts)

@@ -18,7 +18,7 @@ _SHIFT = 14
 _FIRST_BIN = np.int32(127 << (23 - _SHIFT))
 _EDGE_BITS = np.int32(-1 << _SHIFT)
 _LARGEST = np.float32(2.0**100)
-_CHUNK = 1 << 15
+_BLOCK, _CHUNK = 1 << 20, 1 << 15  # pixels: small enough for memory to be used again, and for the cache
 
 
 class Moments(NamedTuple):
@@ -116,7 +116,9 @@ class BinnedSets:
             Values.
         """
         sets = np.arange(len(self))
-        reached = self.cumulative.n[:, 1:] >= rank[:, None] if side == "left" else self.cumulative.n[:, 1:] > rank[:, None]
+        reached = (
+            self.cumulative.n[:, 1:] >= rank[:, None] if side == "left" else self.cumulative.n[:, 1:] > rank[:, None]
+        )
         reached &= self.counts > 0
         bins = reached.argmax(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -147,21 +149,36 @@ def bin_pixels(values: np.ndarray, good: np.ndarray, labels: np.ndarray, members
     """
     centre, scale = _centre_and_scale(values, good)
     n_atoms = len(members)
-    cell, offset = _cells(values, good, labels, n_atoms, centre, scale)
-    width = n_atoms + 1
-    first = int(cell.min(initial=0)) // width
-    cell -= first * width
-    n_bins = int(cell.max(initial=0)) // width + 1
-    tables = [
-        np.bincount(cell, weights, minlength=n_bins * width).reshape(n_bins, width)[:, :n_atoms]
-        for weights in (None, offset, np.square(offset))
-    ]
+    first, tables = _tables(values, good, labels, n_atoms, centre, scale)
     used = np.flatnonzero(tables[0].any(axis=1))
     to_sets = members.astype(float)
-    n, total, squares = ((table[used].astype(float) @ to_sets).T for table in tables)
+    n, total, squares = ((table[used] @ to_sets).T for table in tables)
     low, high, starts, cumulative = _spread(used + first, n, total, squares)
     shared = to_sets.T @ (tables[0].sum(axis=0)[:, None] * to_sets)
     return BinnedSets(centre, scale, starts, n, low, high, cumulative, shared)
+
+
+def _tables(
+    values: np.ndarray, good: np.ndarray, labels: np.ndarray, n_atoms: int, centre: float, scale: float
+) -> tuple[int, np.ndarray]:
+    """First bin, and number, sum and sum of squares of the offsets, shape (3, n_bins, n_atoms)."""
+    width = n_atoms + 1
+    blocks = []
+    for start in range(0, values.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        cell, offset = _cells(values[block], good[block], labels[block], n_atoms, centre, scale)
+        first = int(cell.min()) // width
+        cell -= first * width
+        size = (int(cell.max()) // width + 1) * width
+        counts = [np.bincount(cell, weights, minlength=size) for weights in (None, offset, np.square(offset))]
+        blocks.append((first, [table.reshape(-1, width)[:, :n_atoms] for table in counts]))
+    least = min((first for first, _ in blocks), default=0)
+    end = max((first + len(counts[0]) for first, counts in blocks), default=0)
+    tables = np.zeros((3, end - least, n_atoms))
+    for first, counts in blocks:
+        for table, part in zip(tables, counts, strict=True):
+            table[first - least : first - least + len(part)] += part
+    return least, tables
 
 
 def _spread(

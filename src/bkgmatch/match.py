@@ -67,9 +67,7 @@ class SkyMatch:
         return "\n".join(lines)
 
 
-def match_skies(
-    exposures: Sequence[Exposure], options: SkyMatchOptions | None = None, *, cores: int = 1
-) -> SkyMatch:
+def match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions | None = None, *, cores: int = 1) -> SkyMatch:
     """
     Measure and match the sky levels of exposures.
 
@@ -149,7 +147,13 @@ def _measure_all(
     exposures: Sequence[Exposure], groups: np.ndarray, options: SkyMatchOptions, cores: int
 ) -> list[Measurement]:
     statistic = SkyStatistic(
-        options.skystat, options.lower, options.upper, options.nclip, options.lsigma, options.usigma, options.binwidth
+        options.skystat,
+        options.lower,
+        options.upper,
+        options.nclip,
+        options.lsigma,
+        options.usigma,
+        options.binwidth,
     )
     outlines = run(lambda e: _outline(e, options), exposures, cores=cores)
     neighbours = candidate_neighbours(outlines) if options.matches else [np.empty(0, dtype=int)] * len(exposures)
@@ -242,7 +246,7 @@ def _add_global(
 def _lowest_of_group(groups: np.ndarray, sky: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least sky of the members of each group, NaN if none has any."""
     lowest, error = (np.full(groups.max() + 1, np.nan) for _ in range(2))
-    for i in np.argsort(-sky):  # NaN first or last: it never wins
+    for i in np.argsort(-sky):
         if np.isfinite(sky[i]):
             lowest[groups[i]], error[groups[i]] = sky[i], sigma[i]
     return lowest, error
@@ -264,7 +268,7 @@ def _zero_point(
 ) -> float:
     """Return what to add to the levels of some groups, which have mean zero over each component."""
     policy = options.zero_point
-    members = np.flatnonzero(np.isin(groups, inside))
+    members = np.flatnonzero(np.isin(groups, inside)).tolist()
     named = [i for i in members if exposures[i].name == policy]
     if named:
         return -matched[groups[named[0]]]

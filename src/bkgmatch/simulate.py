@@ -101,9 +101,7 @@ class Detector:
         x0, y0, x1, y1 = self.field
         nx, ny = shape[1] * binning, shape[0] * binning
         if nx > x1 - x0 or ny > y1 - y0:
-            raise ValueError(
-                f"shape {shape} x {binning} exceeds the field of {self.name}, {(y1 - y0, x1 - x0)}"
-            )
+            raise ValueError(f"shape {shape} x {binning} exceeds the field of {self.name}, {(y1 - y0, x1 - x0)}")
         x, y = (x0 + x1 - nx) // 2, (y0 + y1 - ny) // 2
         return replace(
             self,
@@ -500,9 +498,7 @@ def _cosmic_rays(
     return image, flags
 
 
-def _sky_on_pixels(
-    scene: Scene | Sky | None, wcs: WCS, shape: tuple[int, int], pointing: Pointing
-) -> NDArray:
+def _sky_on_pixels(scene: Scene | Sky | None, wcs: WCS, shape: tuple[int, int], pointing: Pointing) -> NDArray:
     if scene is None:
         return np.zeros(shape)
     if isinstance(scene, Scene):

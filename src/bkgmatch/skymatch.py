@@ -216,7 +216,8 @@ class SkyImage:
         if overlap is not None:
             others = [image.footprint for image in _members(overlap)]
             atoms = overlap_map(self.footprint, others)
-            pixels &= atoms.members.any(axis=1)[atoms.label_image()].reshape(pixels.shape)
+            on_any = np.asarray(atoms.members.any(axis=1))
+            pixels &= on_any[atoms.label_image()].reshape(pixels.shape)
             outline = self.intersection(overlap)
         if not pixels.any():
             return None, 0, 0.0
@@ -333,9 +334,7 @@ def skymatch(
     """
     method = skymethod.lower()
     if method not in ("local", "global", "match", "global+match"):
-        raise ValueError(
-            "Unsupported 'skymethod'. Valid values are: 'local', 'global', 'match', or 'global+match'"
-        )
+        raise ValueError("Unsupported 'skymethod'. Valid values are: 'local', 'global', 'match', or 'global+match'")
     if not all(isinstance(one, SkyImage | SkyGroup) for one in images):
         raise TypeError("Each element of the 'images' must be either a 'SkyImage' or a 'SkyGroup'")
     members = [(index, image) for index, one in enumerate(images) for image in _members(one)]

@@ -12,7 +12,6 @@ __all__ = ["SkyLevels", "SkyStatistic"]
 
 _KERNEL_PER_BINWIDTH = 5.0
 _GRID_PER_KERNEL = 20
-_DENSITY_KERNEL = 0.25
 
 
 class SkyLevels(NamedTuple):
@@ -194,8 +193,8 @@ def _midpt(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[
 
 def _median_error(sets: BinnedSets, window: _Window, median: np.ndarray) -> np.ndarray:
     error = np.zeros(len(sets))
-    for k in np.flatnonzero(window.std > 0):
-        kernel = _DENSITY_KERNEL * window.std[k]
+    for k in np.flatnonzero(window.std > 0).tolist():
+        kernel = window.std[k] * min(0.5, window.n[k] ** -0.2)  # narrower with more pixels: less bias
         values, weights = _inside(sets, window, k)
         density = (weights * np.exp(-0.5 * ((values - median[k]) / kernel) ** 2)).sum() / (np.sqrt(2 * np.pi) * kernel)
         error[k] = np.sqrt(window.n[k]) / (2 * density) if density > 0 else window.std[k]
@@ -204,7 +203,7 @@ def _median_error(sets: BinnedSets, window: _Window, median: np.ndarray) -> np.n
 
 def _mode(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[np.ndarray, np.ndarray]:
     mode, error = window.mean.copy(), np.zeros(len(sets))
-    for k in np.flatnonzero(window.std > 0):
+    for k in np.flatnonzero(window.std > 0).tolist():
         kernel = _KERNEL_PER_BINWIDTH * statistic.binwidth * window.std[k]
         mode[k], error[k] = _peak(*_inside(sets, window, k), kernel)
     error = np.minimum(error, window.std)  # a few pixels have no curvature to speak of

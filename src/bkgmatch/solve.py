@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import splu
+from scipy.sparse.linalg import SuperLU, splu
 
 from bkgmatch.pairs import Offsets, PairEquations, offset_equations
 
@@ -77,9 +77,7 @@ def solve(n: int, equations: PairEquations, *, scatter: sparse.sparray | None = 
     covariance = np.zeros((n, p, p))
     if free.size:
         try:
-            factors = splu(
-                normal[free][:, free].tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}
-            )
+            factors = splu(normal[free][:, free].tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
         except RuntimeError as error:
             raise ValueError("the overlaps do not determine all coefficients; use a function of fewer") from error
         coefficients[free] = factors.solve(rhs[free])
@@ -116,7 +114,10 @@ def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False)
 
     def solution(weight: np.ndarray) -> Solution:
         design = sparse.coo_array(
-            (np.concatenate([weight, -weight]), (np.concatenate([one, two]), np.tile(np.arange(len(one)), 2))),
+            (
+                np.concatenate([weight, -weight]),
+                (np.concatenate([one, two]), np.tile(np.arange(len(one)), 2)),
+            ),
             shape=(n, len(one)),
         ).tocsr()
         transfer = design @ offsets.loading
@@ -158,9 +159,7 @@ def _assemble(n: int, equations: PairEquations) -> tuple[sparse.csr_array, np.nd
     )
     rows = np.broadcast_to(unknowns[:, :, None], equations.normal.shape)
     columns = np.broadcast_to(unknowns[:, None, :], equations.normal.shape)
-    normal = sparse.coo_array(
-        (equations.normal.ravel(), (rows.ravel(), columns.ravel())), shape=(n * p, n * p)
-    ).tocsr()
+    normal = sparse.coo_array((equations.normal.ravel(), (rows.ravel(), columns.ravel())), shape=(n * p, n * p)).tocsr()
     return normal, np.bincount(unknowns.ravel(), equations.rhs.ravel(), minlength=n * p)
 
 
@@ -174,7 +173,9 @@ def _centred(coefficients: np.ndarray, component: np.ndarray) -> np.ndarray:
     return centred
 
 
-def _covariance(factors, spread, component: np.ndarray, free: np.ndarray, p: int) -> np.ndarray:  # noqa: ANN001
+def _covariance(
+    factors: SuperLU, spread: sparse.csr_array, component: np.ndarray, free: np.ndarray, p: int
+) -> np.ndarray:
     """Diagonal blocks of the covariance of the centred solution, a few unknowns at a time."""
     n = len(component)
     covariance = np.zeros((n, p, p))

@@ -20,7 +20,17 @@ from bkgmatch.apply import add_variance, remove_variance, shift
 from bkgmatch.exposures import Exposure, Pixels
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
 
-__all__ = ["LibraryExposures", "bad_dq_bits", "check_inputs", "is_in_memory", "record_level", "stem", "undo", "undo_files"]
+__all__ = [
+    "LevelRecord",
+    "LibraryExposures",
+    "bad_dq_bits",
+    "check_inputs",
+    "is_in_memory",
+    "skip",
+    "stem",
+    "undo",
+    "undo_files",
+]
 
 log = logging.getLogger("stpipe.bkgmatch.models")
 
@@ -196,8 +206,9 @@ class LibraryExposures:
             if dq.shape != data.shape:
                 raise ValueError(f"{known.name}: DQ has shape {dq.shape}, SCI has {data.shape}")
             good &= (dq & np.uint32(self._bad_bits)) == 0
-        if self._masks and self._masks[index]:
-            good &= read_mask(self._masks[index], data.shape)
+        mask = self._masks[index] if self._masks else None
+        if mask:
+            good &= read_mask(mask, data.shape)
         if self._regions:
             good &= region_mask(self._regions, known.wcs, data.shape)
         return Pixels(data, good)
@@ -242,8 +253,8 @@ def _previous_level(model: JwstDataModel, name: str, *, subtract: bool) -> float
     if background.subtracted != subtract:
         raise ValueError(
             f"'subtract' step's specification is inconsistent with background info already present in image "
-            f"'{name}' meta: subtract={subtract}, BKGSUB={background.subtracted}. Use subtract={background.subtracted}, "
-            "or 'bkgmatch undo' first"
+            f"'{name}' meta: subtract={subtract}, BKGSUB={background.subtracted}. "
+            f"Use subtract={background.subtracted}, or 'bkgmatch undo' first"
         )
     return float(background.level) if background.subtracted else 0.0
 
@@ -260,35 +271,45 @@ def _numbered(known: list[_Known]) -> list[_Known]:
     return unique
 
 
-def record_level(
-    model: JwstDataModel, *, level: float, method: str, subtract: bool, previous: float = 0.0, sigma: float | None = None
-) -> None:
+@dataclass(frozen=True)
+class LevelRecord:
     """
-    Write a level to a model as jwst's skymatch does, and subtract it if asked.
+    A level as jwst's skymatch records it.
 
     Parameters
     ----------
-    model : JwstDataModel
-        Model; it is changed.
     level : float
-        Sky level of the original data.
+        Sky level of the original data (``BKGLEVEL``).
     method : str
         Sky method (``BKGMETH``).
     subtract : bool
-        Whether to subtract (``BKGSUB``).
+        Whether the level is subtracted (``BKGSUB``).
     previous : float
-        Part of the level that has been subtracted before.
+        Part of the level that was subtracted before.
     sigma : float, optional
         Standard error of the level, to be added to ERR and, as variance, to VAR_RNOISE.
     """
-    model.meta.background.method = method
-    model.meta.background.level = float(level)
-    model.meta.background.subtracted = subtract
-    if subtract:
-        model.data = shift(model.data, previous - level)
-        if sigma is not None:
-            _add_errors(model, sigma)
-    model.meta.cal_step.skymatch = "COMPLETE"
+
+    level: float
+    method: str
+    subtract: bool
+    previous: float = 0.0
+    sigma: float | None = None
+
+    def apply(self, model: JwstDataModel) -> None:
+        """Write the level to a model, and subtract it if asked."""
+        background = model.meta.background
+        background.method, background.level, background.subtracted = self.method, self.level, self.subtract
+        if self.subtract:
+            model.data = shift(model.data, self.previous - self.level)
+            if self.sigma is not None:
+                _add_errors(model, self.sigma)
+        model.meta.cal_step.skymatch = "COMPLETE"
+
+
+def skip(model: JwstDataModel) -> None:
+    """Mark a model that could not be matched."""
+    model.meta.cal_step.skymatch = "SKIPPED"
 
 
 def undo(model: JwstDataModel) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from bkgmatch.match import SkyMatch, match_skies
 from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
 from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.models import LibraryExposures, check_inputs, is_in_memory, record_level, stem
+from bkgmatch.steps.models import LevelRecord, LibraryExposures, check_inputs, is_in_memory, skip, stem
 
 __all__ = ["SkyMatchStep"]
 
@@ -70,6 +71,8 @@ class SkyMatchStep(OptionalCrds, Step):
 
     reference_file_types: ClassVar[list[str]] = []
 
+    skymethod: str
+
     def process(self, input_models: Any) -> ModelLibrary:
         """
         Run the step.
@@ -90,6 +93,7 @@ class SkyMatchStep(OptionalCrds, Step):
             If an input or an option cannot be used; the message says which and what to do.
         """
         self._check_options()
+        self._use_present_name()
         library = self._open(input_models)
         with library:
             if self.skymethod == "user":
@@ -110,12 +114,20 @@ class SkyMatchStep(OptionalCrds, Step):
         if self.propagate_errors and (not self.subtract or self.skymethod == "user"):
             raise ValueError("propagate_errors needs subtract=True and levels with errors (not skymethod='user')")
 
+    def _use_present_name(self) -> None:
+        method = METHOD_SYNONYMS.get(self.skymethod, self.skymethod)
+        if method != self.skymethod:
+            log.info("skymethod %r is the classic name of %r", self.skymethod, method)
+            self.skymethod = method
+
     def _open(self, input_models: Any) -> ModelLibrary:
         check_inputs(input_models)
         prepared = self.prepare_output(input_models, open_models=False)
         if isinstance(prepared, ModelLibrary):
             return prepared
-        if isinstance(prepared, str | Path) and Path(prepared).suffix == ".fits" or isinstance(prepared, JwstDataModel):
+        if (isinstance(prepared, str | Path) and Path(prepared).suffix == ".fits") or isinstance(
+            prepared, JwstDataModel
+        ):
             prepared = [prepared]
         on_disk = not self.in_memory
         if on_disk and (is_in_memory(input_models) or isinstance(prepared, list | ModelContainer)):
@@ -125,68 +137,55 @@ class SkyMatchStep(OptionalCrds, Step):
 
     def _measure(self, library: ModelLibrary) -> None:
         inputs = LibraryExposures(
-            library,
-            dqbits=self.dqbits,
-            subtract=self.subtract,
-            masks=[m for m in self.masks or [] if m not in ("", "None")],
-            regions=self.regions,
+            library, dqbits=self.dqbits, subtract=self.subtract, masks=_listed(self.masks), regions=self.regions
         )
         options = self._options(inputs.names)
-        match = match_skies(inputs.exposures(), options, cores=self._cores(len(library)))
-        levels = match.level + inputs.previous
-        for index in range(len(library)):
-            if np.isfinite(levels[index]):
-                inputs.update(index, lambda model, i=index: self._record(model, levels[i], inputs.previous[i], match.sigma[i]))
-            else:
-                inputs.update(index, _skip)
-        _tell(match, levels)
+        found = match_skies(inputs.exposures(), options, cores=self._cores(len(library)))
+        match = replace(found, level=found.level + inputs.previous)
+        for index, (level, sigma) in enumerate(zip(match.level.tolist(), match.sigma.tolist(), strict=True)):
+            self._record(inputs, index, level, sigma)
+        _tell(match)
         if self.save_table:
-            exposures = exposure_table(match, options)
-            exposures["level"] = levels[np.argsort(match.names)]
-            save_tables(self.save_table, exposures, pair_table(match))
+            save_tables(self.save_table, exposure_table(match, options), pair_table(match))
 
     def _cores(self, most: int) -> int:
         return int(compute_num_cores(self.maximum_cores, most, os.cpu_count() or 1))
 
     def _options(self, names: list[str]) -> SkyMatchOptions:
-        method = METHOD_SYNONYMS.get(self.skymethod, self.skymethod)
-        if method != self.skymethod:
-            log.info("skymethod %r is the classic name of %r", self.skymethod, method)
-            self.skymethod = method
-        return SkyMatchOptions(
-            **{name: getattr(self, name) for name in SkyMatchOptions.__dataclass_fields__ if name != "zero_point"},
-            zero_point=_full_name(self.zero_point, names),
-        )
+        values = {name: getattr(self, name) for name in SkyMatchOptions.__dataclass_fields__}
+        return SkyMatchOptions(**values | {"zero_point": _full_name(self.zero_point, names)})
 
-    def _record(self, model: JwstDataModel, level: float, previous: float, sigma: float | None) -> None:
-        record_level(
-            model,
-            level=level,
+    def _record(self, inputs: LibraryExposures, index: int, level: float, sigma: float) -> None:
+        recorded = LevelRecord(
+            level,
             method=self.skymethod,
             subtract=self.subtract,
-            previous=previous,
+            previous=float(inputs.previous[index]),
             sigma=sigma if self.propagate_errors else None,
         )
+        inputs.update(index, recorded.apply if np.isfinite(level) else skip)
 
     def _record_given(self, library: ModelLibrary, given: dict[str, tuple[float, float]]) -> None:
         inputs = LibraryExposures(library, dqbits=None, subtract=self.subtract)
+        source = self.skylist or self.apply_table
         levels = {stem(name): value for name, value in given.items()}
         stems = [stem(name) for name in inputs.names]
         missing = [name for name, key in zip(inputs.names, stems, strict=True) if key not in levels]
         if missing:
-            raise ValueError(f"no level is given for {', '.join(missing)} in {self.skylist or self.apply_table}")
+            raise ValueError(f"no level is given for {', '.join(missing)} in {source}")
         if self.skymethod == "user" and len(given) != len(stems):
             raise ValueError(
-                f"Number of entries in skylist ({len(given)}) does not match number of input images ({len(stems)})."
+                f"Number of entries in skylist {source} ({len(given)}) does not match number of input images "
+                f"({len(stems)}); list each image once"
             )
         for index, key in enumerate(stems):
-            level, sigma = levels[key]
-            inputs.update(index, lambda m, i=index, v=level, s=sigma: self._record(m, v, inputs.previous[i], s))
-        log.info("The levels of %d exposures are taken from %s", len(stems), self.skylist or self.apply_table)
+            self._record(inputs, index, *levels[key])
+        log.info("The levels of %d exposures are taken from %s", len(stems), source)
 
 
-def _skip(model: JwstDataModel) -> None:
-    model.meta.cal_step.skymatch = "SKIPPED"
+def _listed(masks: list[str] | None) -> list[str]:
+    """Masks that were given; a parameter file writes none as the text None."""
+    return [mask for mask in masks or [] if mask not in ("", "None")]
 
 
 def _full_name(zero_point: str, names: list[str]) -> str:
@@ -223,17 +222,16 @@ def _read_skylist(path: str) -> dict[str, tuple[float, float]]:
     return levels
 
 
-def _tell(match: SkyMatch, levels: np.ndarray) -> None:
+def _tell(match: SkyMatch) -> None:
     """Log the levels, the components, and what could not be matched."""
-    for name, level, sigma in zip(match.names, levels, match.sigma, strict=True):
+    for name, level, sigma, status in zip(match.names, match.level, match.sigma, match.status, strict=True):
         if np.isfinite(level):
             log.info("%s: sky level %.6g +- %.2g", name, level, sigma)
+        else:
+            log.warning("%s could not be matched: %s", name, status)
     n_components = match.component.max(initial=-1) + 1
     for component in range(n_components if n_components > 1 else 0):
         members = [name for name, c in zip(match.names, match.component, strict=True) if c == component]
         log.warning(
             "Connected set %d of %d, which overlaps no other: %s", component + 1, n_components, ", ".join(members)
         )
-    for name, status, level in zip(match.names, match.status, levels, strict=True):
-        if not np.isfinite(level):
-            log.warning("%s could not be matched: %s", name, status)
