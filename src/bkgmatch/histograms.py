@@ -213,7 +213,7 @@ def _from_centre(table: np.ndarray, n_below: int) -> np.ndarray:
 
 def _centre_and_scale(values: np.ndarray, good: np.ndarray) -> tuple[float, float]:
     """Median of a sample of the good pixels, and about two standard deviations from its quartiles."""
-    step = (values.size >> 15) | 1  # odd, so that a sample does not keep to a few columns
+    step = (values.size >> 13) | 1  # odd, so that a sample does not keep to a few columns
     sample = values[::step][good[::step]]
     if sample.size < 1000:
         sample = values[good]

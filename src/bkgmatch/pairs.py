@@ -8,6 +8,7 @@ from scipy import sparse
 
 from bkgmatch.exposures import Pixels
 from bkgmatch.histograms import bin_pixels
+from bkgmatch.noise import sample_pairs
 from bkgmatch.overlaps import OverlapMap
 from bkgmatch.skystats import SkyLevels, SkyStatistic
 
@@ -122,11 +123,12 @@ def measure(pixels: Pixels, overlaps: OverlapMap, others: np.ndarray, statistic:
     Measurement
         Overlaps without usable pixels are left out.
     """
-    values = _native(pixels.data).ravel()
-    good = pixels.good.ravel() & np.isfinite(values)
+    data = _native(pixels.data)
+    good = pixels.good & np.isfinite(data)
+    labels = overlaps.label_image().reshape(data.shape)
     members = np.column_stack([overlaps.members, np.ones(len(overlaps.members), dtype=bool)])
-    sets = bin_pixels(values, good, overlaps.label_image(), members)
-    levels = statistic.of_sets(sets)
+    sets = bin_pixels(data.ravel(), good.ravel(), labels.ravel(), members)
+    levels = statistic.of_sets(sets, sample_pairs(data, good, labels, members))
     whole = SkyLevels(*(array[-1:] for array in levels))
     kept = np.flatnonzero(levels.npix[:-1] > 0)
     levels = SkyLevels(*(array[kept] for array in levels))

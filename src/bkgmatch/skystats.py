@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtr
 
 from bkgmatch.histograms import BinnedSets, bin_pixels
+from bkgmatch.noise import PixelPairs
 
 __all__ = ["SkyLevels", "SkyStatistic"]
 
 _KERNEL_PER_BINWIDTH = 5.0
-_GRID_PER_KERNEL = 20
+_GRID_PER_KERNEL = 12
+_FEWEST_PAIRS = 50
 
 
 class SkyLevels(NamedTuple):
@@ -31,6 +34,14 @@ class SkyLevels(NamedTuple):
     value: np.ndarray
     sigma: np.ndarray
     npix: np.ndarray
+
+
+class _Estimate(NamedTuple):
+    """Statistic of each set, its error by the scatter of the pixels, and any other error."""
+
+    value: np.ndarray
+    error: np.ndarray
+    ambiguity: np.ndarray | float = 0.0
 
 
 class _Window(NamedTuple):
@@ -71,7 +82,11 @@ class SkyStatistic:
     Standard errors are those of large samples (van der Vaart 1998, *Asymptotic Statistics*, chapter 5):
     ``std/sqrt(n)`` for the mean, enlarged where the clipping limits, which move with the mean, cut into the
     distribution; ``1/(2 f sqrt(n))`` for the median and the midpoint, with ``f`` the density there; for the mode the
-    scatter of the slope of the smoothed density over its curvature.
+    scatter of the slope of the smoothed density over its curvature, and the chance that noise lifts another peak above
+    the highest. Pixels are taken to have independent noise. Where
+    pairs of nearby pixels are given, the error is multiplied by ``sqrt(sum (psi_1 - psi_2)^2 / sum (psi_1^2 +
+    psi_2^2))``, with ``psi`` the influence function of the statistic: structure of the sky that nearby pixels, and both
+    exposures of a pair, have in common is not an error of their difference.
 
     Examples
     --------
@@ -107,7 +122,7 @@ class SkyStatistic:
         label = np.zeros(values.size, dtype=np.int32)
         return self.of_sets(bin_pixels(values, np.isfinite(values), label, np.ones((1, 1), dtype=bool)))
 
-    def of_sets(self, sets: BinnedSets) -> SkyLevels:
+    def of_sets(self, sets: BinnedSets, pairs: PixelPairs | None = None) -> SkyLevels:
         """
         Compute the statistic of each of several sets.
 
@@ -115,6 +130,9 @@ class SkyStatistic:
         ----------
         sets : BinnedSets
             Binned pixels.
+        pairs : PixelPairs, optional
+            Pairs of nearby pixels. With them, the errors are those of the noise alone; else the scatter of the sky
+            itself counts too.
 
         Returns
         -------
@@ -125,8 +143,10 @@ class SkyStatistic:
         window = self._clip(sets)
         some = np.flatnonzero(window.n > 0.5)
         if some.size:
-            found, error = _STATISTICS[self.skystat](self, sets, window)
-            value[some] = sets.centre + sets.scale * found[some]
+            found = _STATISTICS[self.skystat](self, sets, window)
+            share = 1.0 if pairs is None else self._noise_share(sets, pairs, window, found.value)
+            error = np.hypot(found.error * np.sqrt(share), found.ambiguity)
+            value[some] = sets.centre + sets.scale * found.value[some]
             sigma[some] = sets.scale * error[some]
             npix[some] = np.rint(window.n[some])
         return SkyLevels(value, sigma, npix)
@@ -138,13 +158,38 @@ class SkyStatistic:
         )
         window = _window(sets, floor, ceiling)
         for _ in range(self.nclip):
+            before = window.n
             slack = 1e-9 * (1 + np.abs(window.mean))  # rounding must not cut off a spread of zero
             window = _window(
                 sets,
                 np.fmax(floor, window.mean - self.lsigma * window.std - slack),
                 np.fmin(ceiling, window.mean + self.usigma * window.std + slack),
             )
+            if np.array_equal(window.n, before):
+                break
         return window
+
+    def _noise_share(self, sets: BinnedSets, pairs: PixelPairs, window: _Window, value: np.ndarray) -> np.ndarray:
+        """Share of the variance of the statistic that is not common to nearby pixels."""
+        one, two = (
+            self._influence((v[:, None] - sets.centre) / sets.scale, window, value) * pairs.members
+            for v in (pairs.one, pairs.two)
+        )
+        each = np.square(one).sum(axis=0) + np.square(two).sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.square(one - two).sum(axis=0) / each
+        return np.where((pairs.members.sum(axis=0) >= _FEWEST_PAIRS) & (each > 0), share, 1.0)
+
+    def _influence(self, values: np.ndarray, window: _Window, value: np.ndarray) -> np.ndarray:
+        """Effect of a pixel on the statistic, but for a factor: (n_pixels, 1) values, (n_pixels, n_sets) effects."""
+        distance = np.where((values >= window.lower) & (values <= window.upper), values - value, 0)
+        if self.skystat == "mean":
+            return distance
+        if self.skystat in ("median", "midpt"):
+            return np.sign(distance)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            u = np.nan_to_num(distance / (_KERNEL_PER_BINWIDTH * self.binwidth * window.std))
+        return u * np.exp(-0.5 * u**2)
 
 
 def _window(sets: BinnedSets, lower: np.ndarray, upper: np.ndarray) -> _Window:
@@ -156,26 +201,26 @@ def _window(sets: BinnedSets, lower: np.ndarray, upper: np.ndarray) -> _Window:
     return _Window(lower, upper, n, mean, np.sqrt(np.maximum(variance, 0)))
 
 
-def _mean(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[np.ndarray, np.ndarray]:
+def _mean(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> _Estimate:
     """Mean; its error grows by 1/(1 - share of pixels that a shift of the limits gains or loses)."""
     if statistic.nclip == 0:
-        return window.mean, window.std / np.sqrt(window.n)
+        return _Estimate(window.mean, window.std / np.sqrt(window.n))
     reach = 0.1 * window.std
     gain = np.zeros(len(sets))
     for limit, clip in ((window.lower, statistic.lsigma), (window.upper, statistic.usigma)):
         inside = sets.below(limit + reach, inclusive=True).n - sets.below(limit - reach, inclusive=True).n
         with np.errstate(invalid="ignore", divide="ignore"):
             gain += np.nan_to_num(clip * window.std * inside / (2 * reach) / window.n)
-    return window.mean, window.std / np.sqrt(window.n) / (1 - np.minimum(gain, 0.8))
+    return _Estimate(window.mean, window.std / np.sqrt(window.n) / (1 - np.minimum(gain, 0.8)))
 
 
-def _median(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[np.ndarray, np.ndarray]:
+def _median(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> _Estimate:
     rank = sets.below(window.lower, inclusive=False).n + window.n / 2
     median = (sets.quantile(rank, side="left") + sets.quantile(rank, side="right")) / 2
-    return median, _median_error(sets, window, median)
+    return _Estimate(median, _median_error(sets, window, median))
 
 
-def _midpt(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[np.ndarray, np.ndarray]:
+def _midpt(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> _Estimate:
     """Median interpolated in a histogram that starts at the least pixel."""
     start = sets.below(window.lower, inclusive=False).n
     rank = start + window.n / 2
@@ -188,7 +233,7 @@ def _midpt(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[
         within = sets.below(edge + width, inclusive=False).n - before
         midpoint = edge + width * np.clip((rank - before) / within, 0, 1)
     midpoint = np.where(np.isfinite(midpoint), midpoint, median)
-    return midpoint, _median_error(sets, window, midpoint)
+    return _Estimate(midpoint, _median_error(sets, window, midpoint))
 
 
 def _median_error(sets: BinnedSets, window: _Window, median: np.ndarray) -> np.ndarray:
@@ -201,36 +246,51 @@ def _median_error(sets: BinnedSets, window: _Window, median: np.ndarray) -> np.n
     return error
 
 
-def _mode(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> tuple[np.ndarray, np.ndarray]:
-    mode, error = window.mean.copy(), np.zeros(len(sets))
+def _mode(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> _Estimate:
+    mode, error, ambiguity = window.mean.copy(), np.zeros(len(sets)), np.zeros(len(sets))
     for k in np.flatnonzero(window.std > 0).tolist():
         kernel = _KERNEL_PER_BINWIDTH * statistic.binwidth * window.std[k]
-        mode[k], error[k] = _peak(*_inside(sets, window, k), kernel)
-    error = np.minimum(error, window.std)  # a few pixels have no curvature to speak of
-    return mode, error
+        mode[k], error[k], ambiguity[k] = _peak(*_inside(sets, window, k), kernel)
+    # A few pixels have no curvature to speak of.
+    return _Estimate(mode, np.minimum(error, window.std), np.minimum(ambiguity, window.std))
 
 
-def _peak(values: np.ndarray, weights: np.ndarray, kernel: float) -> tuple[float, float]:
-    """Peak of a distribution smoothed by a Gaussian, and its standard error."""
-    step = kernel / _GRID_PER_KERNEL
-    position = (values - values.min()) / step
-    cell = position.astype(int)
-    share = position - cell
-    grid = np.bincount(cell, weights * (1 - share), minlength=cell.max() + 2)
-    grid[1:] += np.bincount(cell, weights * share, minlength=cell.max() + 2)[:-1]
-    reach = np.arange(-4 * _GRID_PER_KERNEL, 4 * _GRID_PER_KERNEL + 1)
-    density = np.convolve(grid, np.exp(-0.5 * (reach / _GRID_PER_KERNEL) ** 2))[reach[-1] : reach[0] or None]
-    peak = values.min() + step * density.argmax()
-    for _ in range(4):
+def _peak(values: np.ndarray, weights: np.ndarray, kernel: float) -> tuple[float, float, float]:
+    """Peak of a distribution smoothed by a Gaussian, its standard error, and the error from rival peaks."""
+    grid, density = _smooth(values, weights, kernel)
+    peak = grid[density.argmax()]
+    for _ in range(3):
         u = (values - peak) / kernel
         bell = weights * np.exp(-0.5 * u**2)
         curvature = ((1 - u**2) * bell).sum()
         if curvature <= 0:
-            break
-        peak += np.clip(kernel * (u * bell).sum() / curvature, -step, step)
-    if curvature <= 0:
-        return peak, kernel
-    return peak, kernel * np.sqrt((u**2 * bell * np.exp(-0.5 * u**2)).sum()) / curvature
+            return peak, np.inf, 0.0
+        peak += np.clip(kernel * (u * bell).sum() / curvature, -0.1 * kernel, 0.1 * kernel)
+    error = kernel * np.sqrt((u**2 * bell * np.exp(-0.5 * u**2)).sum()) / curvature
+    return peak, error, _rivalry(grid, density, peak)
+
+
+def _smooth(values: np.ndarray, weights: np.ndarray, kernel: float) -> tuple[np.ndarray, np.ndarray]:
+    """Grid, and the sum of a Gaussian of height 1 around each pixel."""
+    step = kernel / _GRID_PER_KERNEL
+    start = values.min()
+    position = (values - start) / step
+    cell = position.astype(int)
+    share = position - cell
+    counts = np.bincount(cell, weights * (1 - share), minlength=cell.max() + 2)
+    counts[1:] += np.bincount(cell, weights * share, minlength=cell.max() + 2)[:-1]
+    reach = 4 * _GRID_PER_KERNEL
+    bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / _GRID_PER_KERNEL) ** 2)
+    return start + step * np.arange(len(counts)), np.convolve(counts, bell)[reach:-reach]
+
+
+def _rivalry(grid: np.ndarray, density: np.ndarray, peak: float) -> float:
+    """Rms shift from other peaks that noise may lift above the highest: the variance of a height is height/sqrt(2)."""
+    rival = np.flatnonzero((density[1:-1] > density[:-2]) & (density[1:-1] > density[2:])) + 1
+    rival = rival[rival != density.argmax()]
+    deficit = density.max() - density[rival]
+    chance = ndtr(-deficit / np.sqrt((density.max() + density[rival]) / np.sqrt(2)))
+    return float(np.sqrt((chance * (grid[rival] - peak) ** 2).sum()))
 
 
 def _inside(sets: BinnedSets, window: _Window, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -241,7 +301,7 @@ def _inside(sets: BinnedSets, window: _Window, k: int) -> tuple[np.ndarray, np.n
     return middle[use], count[use]
 
 
-_STATISTICS: dict[str, Callable[[SkyStatistic, BinnedSets, _Window], tuple[np.ndarray, np.ndarray]]] = {
+_STATISTICS: dict[str, Callable[[SkyStatistic, BinnedSets, _Window], _Estimate]] = {
     "mean": _mean,
     "median": _median,
     "midpt": _midpt,

@@ -1,0 +1,55 @@
+"""Pairs of nearby pixels, which see nearly the same sky: how much of the scatter of pixels is noise."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["PixelPairs", "sample_pairs"]
+
+_SEPARATION = 2  # pixels along both axes: beyond crosstalk of neighbours, and across the stripes of 1/f noise
+_MOST_PAIRS = 1 << 14
+_PIXELS_PER_PAIR = 8
+
+
+class PixelPairs(NamedTuple):
+    """
+    Values of pairs of pixels.
+
+    Parameters
+    ----------
+    one, two : ndarray, shape (n_pairs,)
+        Values of the two pixels.
+    members : ndarray of bool, shape (n_pairs, n_sets)
+        Which sets both pixels belong to.
+    """
+
+    one: np.ndarray
+    two: np.ndarray
+    members: np.ndarray
+
+
+def sample_pairs(data: np.ndarray, good: np.ndarray, labels: np.ndarray, members: np.ndarray) -> PixelPairs:
+    """
+    Take a regular sample of pairs of good pixels that lie two rows and two columns apart in the same atom.
+
+    Parameters
+    ----------
+    data, good, labels : ndarray, shape (ny, nx)
+        Pixel values, good pixels, and the atom of each.
+    members : ndarray of bool, shape (n_atoms, n_sets)
+        Which sets each atom belongs to.
+
+    Returns
+    -------
+    PixelPairs
+        The pairs; there may be none.
+    """
+    ny, nx = data.shape
+    rows, columns = ny - _SEPARATION, nx - _SEPARATION
+    size = max(rows, 0) * max(columns, 0)
+    step = max(_PIXELS_PER_PAIR, size // _MOST_PAIRS) | 1  # odd: not the same columns in every row
+    y, x = np.divmod(np.arange(0, size, step), max(columns, 1))
+    one, two = (y, x), (y + _SEPARATION, x + _SEPARATION)
+    use = good[one] & good[two] & (labels[one] == labels[two])
+    first, second = (data[place][use].astype(float) for place in (one, two))
+    return PixelPairs(first, second, members[labels[one][use]])
