@@ -25,9 +25,9 @@ LAYERS = [
     {"pairs"},
     {"solve"},
     {"apply"},
-    {"record"},
     {"execution"},
     {"match"},
+    {"record"},
     {"skymatch"},
     {"simulate"},
     {"demo"},
@@ -37,6 +37,7 @@ LAYERS = [
     {"__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+LAZY = ("cli", "demo")  # use the steps, but only inside functions
 PIPELINE = {"jwst", "stpipe", "stdatamodels", "stcal"}
 
 
@@ -88,14 +89,14 @@ def fault(importer: str, item: Import) -> str | None:
     """Why ``importer`` (a key of RANK) may not make this import, or None."""
     top, *rest = item.module.split(".")
     if top in PIPELINE:
-        allowed = importer == "steps" or (importer == "cli" and item.deferred)
+        allowed = importer == "steps" or (importer in LAZY and item.deferred)
         return None if allowed else f"imports {top}, which only steps may"
     if top != "bkgmatch":
         return None
     target = rest[0] if rest else "__init__"
     if target not in RANK:
         return f"imports {item.module}, which is not in LAYERS"
-    if target == "steps" and importer in ("cli", "__init__"):
+    if target == "steps" and importer in (*LAZY, "__init__"):
         return None if item.deferred else "imports steps outside a function"
     if RANK[target] < RANK[importer] or importer == target == "steps":
         return None

@@ -56,9 +56,7 @@ def entry(aperture):
         for name, c in coefficients.items()
         if name.startswith("Sci2Idl")
     }
-    x, y = np.meshgrid(
-        *(np.linspace(1 - MARGIN, n + MARGIN, 65) for n in (aperture.XSciSize, aperture.YSciSize))
-    )
+    x, y = np.meshgrid(*(np.linspace(1 - MARGIN, n + MARGIN, 65) for n in (aperture.XSciSize, aperture.YSciSize)))
     dx, dy = x.ravel() - aperture.XSciRef, y.ravel() - aperture.YSciRef
     xidl, yidl = (terms(dx, dy, DEGREE) @ forward[f"Sci2Idl{axis}"] for axis in "XY")
     inverse = {f"Idl2Sci{axis}": fit(xidl, yidl, d) for axis, d in zip("XY", (dx, dy), strict=True)}

@@ -134,6 +134,8 @@ def footprint(
         )
     plane = _gnomonic(grid, axes)
     scale = float(np.abs(plane).max())
+    if scale == 0:
+        raise ValueError("the WCS is not smooth or not one-to-one: the whole image falls on one point; check the WCS")
     return Footprint(
         shape=shape,
         axes=axes,

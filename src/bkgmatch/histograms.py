@@ -166,7 +166,8 @@ def _tables(
     blocks = []
     for start in range(0, values.size, _BLOCK):
         block = slice(start, start + _BLOCK)
-        cell, offset = _cells(values[block], good[block], labels[block], n_atoms, centre, scale)
+        with np.errstate(over="ignore"):  # values out of reach are put at the largest number
+            cell, offset = _cells(values[block], good[block], labels[block], n_atoms, centre, scale)
         first = int(cell.min()) // width
         cell -= first * width
         size = (int(cell.max()) // width + 1) * width

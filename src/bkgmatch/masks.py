@@ -14,7 +14,7 @@ _DEGREE = 5
 _LATTICE = 24
 
 
-def find_masks(masks: Sequence[str], files: Sequence[str]) -> list[Path | None]:
+def find_masks(masks: Sequence[str], files: Sequence[Path]) -> list[Path | None]:
     """
     Find the user mask of each exposure.
 
@@ -23,7 +23,7 @@ def find_masks(masks: Sequence[str], files: Sequence[str]) -> list[Path | None]:
     masks : sequence of str
         One file for each exposure, in order; or a single suffix, for masks that stand beside the exposures:
         ``mask`` stands for ``jw..._nrcalong_mask.fits`` beside ``jw..._nrcalong_cal.fits``.
-    files : sequence of str
+    files : sequence of Path
         Path of each exposure.
 
     Returns
@@ -39,7 +39,7 @@ def find_masks(masks: Sequence[str], files: Sequence[str]) -> list[Path | None]:
         If a mask file that is named does not exist.
     """
     if len(masks) == 1 and not masks[0].endswith((".fits", ".fits.gz")):
-        found = [_beside(Path(file), masks[0].strip("_")) for file in files]
+        found = [_beside(file, masks[0].strip("_")) for file in files]
         if not any(found):
             raise ValueError(f"no exposure has a mask *_{masks[0].strip('_')}.fits beside it; check masks={masks[0]!r}")
         return found
@@ -72,11 +72,14 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     ValueError
         If there is no image, or it has another shape.
     """
-    with fits.open(path) as hdus:
-        images = [hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None]
-        if not images:
-            raise ValueError(f"the mask file {path} holds no image")
-        mask = np.asarray(images[0]) != 0
+    try:
+        with fits.open(path) as hdus:
+            images = [np.asarray(hdu.data) for hdu in hdus if hdu.is_image and hdu.data is not None]
+    except (OSError, TypeError) as error:
+        raise ValueError(f"the mask file {path} cannot be read as FITS: {error}") from error
+    if not images:
+        raise ValueError(f"the mask file {path} holds no image")
+    mask = images[0] != 0
     if mask.shape != tuple(shape):
         raise ValueError(f"the mask {path} has shape {mask.shape}, its exposure has {tuple(shape)}")
     return mask

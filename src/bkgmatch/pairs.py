@@ -124,7 +124,7 @@ def measure(pixels: Pixels, overlaps: OverlapMap, others: np.ndarray, statistic:
         Overlaps without usable pixels are left out.
     """
     data = _native(pixels.data)
-    good = pixels.good & np.isfinite(data)
+    good = pixels.good & statistic.usable(data)
     labels = overlaps.label_image().reshape(data.shape)
     members = np.column_stack([overlaps.members, np.ones(len(overlaps.members), dtype=bool)])
     sets = bin_pixels(data.ravel(), good.ravel(), labels.ravel(), members)

@@ -120,7 +120,28 @@ class SkyStatistic:
         """
         values = np.ravel(np.asarray(values))
         label = np.zeros(values.size, dtype=np.int32)
-        return self.of_sets(bin_pixels(values, np.isfinite(values), label, np.ones((1, 1), dtype=bool)))
+        return self.of_sets(bin_pixels(values, self.usable(values), label, np.ones((1, 1), dtype=bool)))
+
+    def usable(self, values: np.ndarray) -> np.ndarray:
+        """
+        Find the values that are finite and within the limits.
+
+        Parameters
+        ----------
+        values : ndarray
+            Pixel values.
+
+        Returns
+        -------
+        ndarray of bool
+            Of the same shape.
+        """
+        use = np.isfinite(values)
+        if self.lower is not None:
+            use &= values >= self.lower
+        if self.upper is not None:
+            use &= values <= self.upper
+        return use
 
     def of_sets(self, sets: BinnedSets, pairs: PixelPairs | None = None) -> SkyLevels:
         """
@@ -129,7 +150,7 @@ class SkyStatistic:
         Parameters
         ----------
         sets : BinnedSets
-            Binned pixels.
+            Binned pixels, all usable.
         pairs : PixelPairs, optional
             Pairs of nearby pixels. With them, the errors are those of the noise alone; else the scatter of the sky
             itself counts too.
@@ -152,18 +173,14 @@ class SkyStatistic:
         return SkyLevels(value, sigma, npix)
 
     def _clip(self, sets: BinnedSets) -> _Window:
-        floor, ceiling = (
-            np.full(len(sets), default if limit is None else (limit - sets.centre) / sets.scale)
-            for limit, default in ((self.lower, -np.inf), (self.upper, np.inf))
-        )
-        window = _window(sets, floor, ceiling)
+        window = _window(sets, np.full(len(sets), -np.inf), np.full(len(sets), np.inf))
         for _ in range(self.nclip):
             before = window.n
             slack = 1e-9 * (1 + np.abs(window.mean))  # rounding must not cut off a spread of zero
             window = _window(
                 sets,
-                np.fmax(floor, window.mean - self.lsigma * window.std - slack),
-                np.fmin(ceiling, window.mean + self.usigma * window.std + slack),
+                window.mean - self.lsigma * window.std - slack,
+                window.mean + self.usigma * window.std + slack,
             )
             if np.array_equal(window.n, before):
                 break

@@ -12,6 +12,7 @@ from bkgmatch.pairs import Offsets, PairEquations, offset_equations
 __all__ = ["Solution", "residuals", "solve", "solve_offsets"]
 
 _BLOCK = 128
+_LEAST_PIVOT = 1e-11  # relative to the diagonal
 _ROBUST_LIMIT = 3.0
 _ROBUST_ITERATIONS = 20
 
@@ -76,10 +77,7 @@ def solve(n: int, equations: PairEquations, *, scatter: sparse.sparray | None = 
     coefficients = np.zeros(n * p)
     covariance = np.zeros((n, p, p))
     if free.size:
-        try:
-            factors = splu(normal[free][:, free].tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
-        except RuntimeError as error:
-            raise ValueError("the overlaps do not determine all coefficients; use a function of fewer") from error
+        factors = _factorise(normal[free][:, free].tocsc())
         coefficients[free] = factors.solve(rhs[free])
         spread = (normal if scatter is None else scatter)[free][:, free].tocsr()
         covariance = _covariance(factors, spread, component, free, p)
@@ -161,6 +159,19 @@ def _assemble(n: int, equations: PairEquations) -> tuple[sparse.csr_array, np.nd
     columns = np.broadcast_to(unknowns[:, None, :], equations.normal.shape)
     normal = sparse.coo_array((equations.normal.ravel(), (rows.ravel(), columns.ravel())), shape=(n * p, n * p)).tocsr()
     return normal, np.bincount(unknowns.ravel(), equations.rhs.ravel(), minlength=n * p)
+
+
+def _factorise(normal: sparse.csc_array) -> SuperLU:
+    """Factors of a symmetric matrix; ValueError if a pivot is lost in rounding."""
+    message = "the overlaps do not determine all coefficients; use a function with fewer"
+    try:
+        factors = splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    except RuntimeError as error:
+        raise ValueError(message) from error
+    pivots = np.abs(factors.U.diagonal())[factors.perm_c]
+    if not (pivots > _LEAST_PIVOT * normal.diagonal()).all():
+        raise ValueError(message)
+    return factors
 
 
 def _centred(coefficients: np.ndarray, component: np.ndarray) -> np.ndarray:

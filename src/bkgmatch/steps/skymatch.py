@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jwst.datamodels import ModelContainer, ModelLibrary
+from jwst.datamodels import ModelLibrary
 from jwst.stpipe import Step
 from stcal.multiprocessing import compute_num_cores
-from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.match import SkyMatch, match_skies
 from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
 from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.models import LevelRecord, LibraryExposures, check_inputs, is_in_memory, skip, stem
+from bkgmatch.steps.inputs import check_inputs, open_library
+from bkgmatch.steps.library import LibraryExposures, stem
+from bkgmatch.steps.models import LevelRecord, skip
 
 __all__ = ["SkyMatchStep"]
 
@@ -94,14 +95,16 @@ class SkyMatchStep(OptionalCrds, Step):
         """
         self._check_options()
         self._use_present_name()
-        library = self._open(input_models)
+        files = check_inputs(input_models)
+        prepared = self.prepare_output(input_models, open_models=False)
+        library = open_library(prepared, in_memory=self.in_memory)
         with library:
             if self.skymethod == "user":
                 self._record_given(library, _read_skylist(self.skylist))
             elif self.apply_table:
                 self._record_given(library, read_levels(self.apply_table))
             else:
-                self._measure(library)
+                self._measure(library, files)
         return library
 
     def _check_options(self) -> None:
@@ -113,6 +116,8 @@ class SkyMatchStep(OptionalCrds, Step):
             raise ValueError("skymethod='user' reads levels from skylist: use either skylist or apply_table")
         if self.propagate_errors and (not self.subtract or self.skymethod == "user"):
             raise ValueError("propagate_errors needs subtract=True and levels with errors (not skymethod='user')")
+        if self.save_table and not Path(self.save_table).resolve().parent.is_dir():
+            raise FileNotFoundError(f"the folder of save_table={self.save_table} does not exist; make it first")
 
     def _use_present_name(self) -> None:
         method = METHOD_SYNONYMS.get(self.skymethod, self.skymethod)
@@ -120,24 +125,14 @@ class SkyMatchStep(OptionalCrds, Step):
             log.info("skymethod %r is the classic name of %r", self.skymethod, method)
             self.skymethod = method
 
-    def _open(self, input_models: Any) -> ModelLibrary:
-        check_inputs(input_models)
-        prepared = self.prepare_output(input_models, open_models=False)
-        if isinstance(prepared, ModelLibrary):
-            return prepared
-        if (isinstance(prepared, str | Path) and Path(prepared).suffix == ".fits") or isinstance(
-            prepared, JwstDataModel
-        ):
-            prepared = [prepared]
-        on_disk = not self.in_memory
-        if on_disk and (is_in_memory(input_models) or isinstance(prepared, list | ModelContainer)):
-            log.info("in_memory=False has an effect only for associations: these inputs stay in memory")
-            on_disk = False
-        return ModelLibrary(prepared, on_disk=on_disk)
-
-    def _measure(self, library: ModelLibrary) -> None:
+    def _measure(self, library: ModelLibrary, files: list[Path]) -> None:
         inputs = LibraryExposures(
-            library, dqbits=self.dqbits, subtract=self.subtract, masks=_listed(self.masks), regions=self.regions
+            library,
+            dqbits=self.dqbits,
+            subtract=self.subtract,
+            masks=_listed(self.masks),
+            regions=self.regions,
+            files=files,
         )
         options = self._options(inputs.names)
         found = match_skies(inputs.exposures(), options, cores=self._cores(len(library)))

@@ -1,0 +1,140 @@
+"""What a step is given: checked, then opened as a library, with errors that name the file."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jwst.datamodels import ModelContainer, ModelLibrary
+from stdatamodels.jwst import datamodels
+from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
+
+__all__ = ["check_inputs", "open_library", "unreadable"]
+
+log = logging.getLogger("stpipe.bkgmatch.inputs")
+
+_ASSOCIATIONS = (".json", ".yaml", ".yml", ".asn")
+
+
+def check_inputs(init: Any) -> list[Path]:
+    """
+    Check input files before anything is opened.
+
+    Parameters
+    ----------
+    init : object
+        What the step was given.
+
+    Returns
+    -------
+    list of Path
+        The exposures, if they are all given as files; else nothing.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If a file is listed twice.
+    """
+    files = _input_files(init)
+    if len(set(files)) < len(files):
+        twice = sorted({str(f) for f in files if files.count(f) > 1})
+        raise ValueError(f"listed more than once: {', '.join(twice)}; list each exposure once")
+    missing = [str(f) for f in files if not f.exists()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(files)} inputs do not exist: {', '.join(missing[:5])}")
+    return [] if _has_models(init) else files
+
+
+def open_library(init: Any, *, in_memory: bool) -> ModelLibrary:
+    """
+    Open exposures as a library.
+
+    Parameters
+    ----------
+    init : object
+        Association, file, files, model, models, container or library.
+    in_memory : bool
+        If False, an association is kept in temporary files.
+
+    Returns
+    -------
+    ModelLibrary
+        The library.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read, or there is nothing to open.
+    """
+    if isinstance(init, ModelLibrary):
+        return init
+    is_association = isinstance(init, dict) or (isinstance(init, str | Path) and _is_association(init))
+    if is_association:
+        return _open_association(init, on_disk=not in_memory)
+    if not in_memory:
+        log.info("in_memory=False has an effect only for associations: these inputs stay in memory")
+    members = [init] if isinstance(init, str | Path | JwstDataModel) else list(init or [])
+    if not members:
+        raise ValueError("there are no exposures to match: the input is empty")
+    return ModelLibrary([m if isinstance(m, JwstDataModel) else _read(m, datamodels.open) for m in members])
+
+
+def _open_association(init: str | Path | dict, *, on_disk: bool) -> ModelLibrary:
+    try:
+        return ModelLibrary(init, on_disk=on_disk)
+    except Exception:
+        for file in _input_files(init):
+            _read(file, read_metadata)
+        raise
+
+
+def _read(file: str | Path, reader: Callable[[str], Any]) -> Any:
+    try:
+        return reader(str(file))
+    except Exception as error:  # astropy, asdf and the models raise many kinds
+        raise ValueError(unreadable(file, error)) from error
+
+
+def unreadable(file: str | Path, error: Exception) -> str:
+    """Message for a file that cannot be read."""
+    return f"{file} cannot be read ({error}); it is damaged or not a JWST image: replace it or leave it out"
+
+
+def _input_files(init: Any) -> list[Path]:
+    if isinstance(init, list | tuple):
+        return [Path(member).resolve() for member in init if isinstance(member, str | Path)]
+    if isinstance(init, dict):
+        return _members(init, Path.cwd(), "the association")
+    if not isinstance(init, str | Path):
+        return []
+    if not _is_association(init):
+        return [Path(init).resolve()]
+    if not Path(init).exists():
+        raise FileNotFoundError(f"the association {init} does not exist")
+    try:
+        association = ModelLibrary._load_asn(init)
+    except Exception as error:  # whatever the association's reader raises
+        raise ValueError(f"the association {init} cannot be read: {error}") from error
+    return _members(association, Path(init).resolve().parent, f"the association {init}")
+
+
+def _members(association: dict, folder: Path, name: str) -> list[Path]:
+    try:
+        members = [(folder / member["expname"]).resolve() for member in association["products"][0]["members"]]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{name} has no product with members that have an expname") from error
+    if not members:
+        raise ValueError(f"{name} has no members; list the exposures in its first product")
+    return members
+
+
+def _is_association(file: str | Path) -> bool:
+    return Path(file).suffix.lower() in _ASSOCIATIONS
+
+
+def _has_models(init: Any) -> bool:
+    if isinstance(init, list | tuple):
+        return any(isinstance(member, JwstDataModel) for member in init)
+    return isinstance(init, JwstDataModel | ModelContainer | ModelLibrary)

@@ -1,0 +1,222 @@
+"""A library of JWST models as exposures of the core."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.nddata.bitmask import interpret_bit_flags
+from jwst.datamodels import ModelLibrary
+from jwst.lib.suffix import remove_suffix
+from stdatamodels.jwst.datamodels import JwstDataModel
+from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
+
+from bkgmatch.exposures import Exposure, Pixels
+from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
+from bkgmatch.steps.inputs import unreadable
+
+__all__ = ["LibraryExposures", "bad_dq_bits", "stem"]
+
+
+def stem(name: str) -> str:
+    """Name of an exposure without folder, extension and known suffix (``_cal``, ``_skymatch``, ...)."""
+    return str(remove_suffix(Path(name).stem)[0])
+
+
+def bad_dq_bits(dqbits: str | None) -> int:
+    """
+    Find the DQ bits that make a pixel bad.
+
+    Parameters
+    ----------
+    dqbits : str or None
+        Flags of *good* pixels, as in all jwst steps: ``"~DO_NOT_USE+NON_SCIENCE"`` means all but these two. None
+        or an empty string: DQ is not used.
+
+    Returns
+    -------
+    int
+        Mask of bits.
+
+    Raises
+    ------
+    ValueError
+        If a flag is unknown.
+    """
+    try:
+        good = interpret_bit_flags(dqbits, flag_name_map=dq_flags)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"dqbits={dqbits!r} cannot be understood ({error}); use names such as DO_NOT_USE") from error
+    return 0 if good is None else ~good & 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is kept of a model while it is on the shelf."""
+
+    name: str
+    group: str
+    wcs: Callable
+    time: float | None
+    previous: float
+    file: str
+
+
+class LibraryExposures:
+    """
+    The exposures of a library, which stays on its shelf until pixels are asked for.
+
+    Parameters
+    ----------
+    library : ModelLibrary
+        Library; it must be open while exposures are read.
+    dqbits : str or None
+        DQ flags of good pixels.
+    subtract : bool
+        Whether levels will be subtracted; must agree with earlier subtraction.
+    masks : sequence of str
+        User masks, see `bkgmatch.masks.find_masks`.
+    regions : str or None
+        File of sky regions.
+    files : sequence of Path
+        Where the exposures came from, as far as that is known: masks stand beside them.
+
+    Raises
+    ------
+    ValueError
+        If a model cannot be matched, with its name.
+    """
+
+    def __init__(
+        self,
+        library: ModelLibrary,
+        *,
+        dqbits: str | None,
+        subtract: bool,
+        masks: Sequence[str] = (),
+        regions: str | None = None,
+        files: Sequence[Path] = (),
+    ) -> None:
+        self._library = library
+        self._lock = threading.Lock()
+        self._bad_bits = bad_dq_bits(dqbits)
+        self._regions = read_regions(regions) if regions else []
+        groups = {index: str(name) for name, members in library.group_indices.items() for index in members}
+        self._known = _numbered(
+            [self._with_model(i, partial(_know, group=groups[i], subtract=subtract)) for i in range(len(library))]
+        )
+        self._masks = find_masks(masks, files or self._files()) if masks else None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the exposures, made unique."""
+        return [known.name for known in self._known]
+
+    @property
+    def previous(self) -> np.ndarray:
+        """Level that has been subtracted from each exposure before."""
+        return np.array([known.previous for known in self._known])
+
+    def exposures(self) -> list[Exposure]:
+        """Exposures for the core."""
+        backgrounds = self._library.indices_for_exptype("background")
+        return [
+            Exposure(k.name, partial(self._read, i), k.wcs, k.group, k.time, i in backgrounds)
+            for i, k in enumerate(self._known)
+        ]
+
+    def update(self, index: int, change: Callable[[JwstDataModel], None]) -> None:
+        """Change one model of the library."""
+        self._with_model(index, change, modify=True)
+
+    def _files(self) -> list[Path]:
+        folder = Path(self._library.asn_dir)  # the text "None" for a library of models
+        return [folder / k.file if folder.is_dir() else Path(k.file) for k in self._known]
+
+    def _with_model(self, index: int, use: Callable[[JwstDataModel], Any], *, modify: bool = False) -> Any:
+        try:
+            model = self._library.borrow(index)
+        except Exception as error:  # astropy, asdf and the models raise many kinds
+            raise ValueError(unreadable(self._member(index), error)) from error
+        try:
+            return use(model)
+        except (OSError, TypeError) as error:  # arrays are read late
+            raise ValueError(unreadable(self._member(index), error)) from error
+        finally:
+            self._library.shelve(model, index, modify=modify)
+
+    def _member(self, index: int) -> str:
+        return str(self._library.asn["products"][0]["members"][index]["expname"])
+
+    def _read(self, index: int) -> Pixels:
+        known = self._known[index]
+        with self._lock:
+            data, dq = self._with_model(index, lambda model: (model.data, model.dq))
+        good = np.isfinite(data)
+        if self._bad_bits and dq is not None:
+            if dq.shape != data.shape:
+                raise ValueError(f"{known.name}: DQ has shape {dq.shape}, SCI has {data.shape}")
+            good &= (dq & np.uint32(self._bad_bits)) == 0
+        mask = self._masks[index] if self._masks else None
+        if mask:
+            good &= read_mask(mask, data.shape)
+        if self._regions:
+            good &= region_mask(self._regions, known.wcs, data.shape)
+        return Pixels(data, good)
+
+
+def _know(model: JwstDataModel, *, group: str, subtract: bool) -> _Known:
+    name = model.meta.filename or "model"
+    if getattr(model, "data", None) is None or model.data.ndim != 2:
+        raise ValueError(f"{name}: sky matching needs 2-D images, this is a {type(model).__name__}")
+    if model.meta.wcs is None:
+        raise ValueError(f"{name}: there is no WCS; run the assign_wcs step first")
+    exposure = model.meta.exposure
+    times = (exposure.mid_time, exposure.start_time)
+    return _Known(
+        name=name,
+        group=group,
+        wcs=partial(model.meta.wcs, with_bounding_box=False),
+        time=next((float(t) for t in times if t is not None), None),
+        previous=_previous_level(model, name, subtract=subtract),
+        file=model.meta.filename or "",
+    )
+
+
+def _previous_level(model: JwstDataModel, name: str, *, subtract: bool) -> float:
+    """Level subtracted before; ValueError if the metadata disagree with themselves or with ``subtract``."""
+    background = model.meta.background
+    if background.subtracted is None:
+        if background.level is not None:
+            raise ValueError(
+                f"{name}: Background level was set but the 'subtracted' property is undefined (None). "
+                "Set BKGSUB, or remove BKGLEVEL"
+            )
+        return 0.0
+    if background.level is None:
+        raise ValueError(
+            f"{name}: Background level was subtracted but the 'level' property is undefined (None). "
+            "Set BKGLEVEL, or remove BKGSUB"
+        )
+    if background.subtracted != subtract:
+        raise ValueError(
+            f"'subtract' step's specification is inconsistent with background info already present in image "
+            f"'{name}' meta: subtract={subtract}, BKGSUB={background.subtracted}. "
+            f"Use subtract={background.subtracted}, or 'bkgmatch undo' first"
+        )
+    return float(background.level) if background.subtracted else 0.0
+
+
+def _numbered(known: list[_Known]) -> list[_Known]:
+    """Models in memory may share a file name: number them."""
+    names = [k.name for k in known]
+    seen: dict[str, int] = {}
+    unique = []
+    for k in known:
+        seen[k.name] = seen.get(k.name, 0) + 1
+        name = k.name if names.count(k.name) == 1 else f"{k.name}[{seen[k.name]}]"
+        unique.append(replace(k, name=name))
+    return unique

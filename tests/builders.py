@@ -1,0 +1,164 @@
+"""Real JWST files for the tests of the steps: image models with a gwcs, associations, an empty CRDS cache."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from gwcs import WCS
+from stdatamodels.jwst.datamodels import ImageModel
+
+from bkgmatch.simulate import Detector, SimulatedExposure, detector_wcs, pointings
+
+CENTER = (53.16, -27.79)
+ROLL = 40.0
+BINNING = 32  # NIRCam's 2048 pixels become 64
+SIDE = 2048 // BINNING
+NAME = re.compile(
+    r"jw(?P<program_number>\d{5})(?P<observation_number>\d{3})(?P<visit_number>\d{3})"
+    r"_(?P<visit_group>\d{2})(?P<sequence_id>\d)(?P<activity_id>\w{2})_(?P<exposure_number>\d{5})_(?P<detector>\w+)"
+)
+MODULES = {"NRCALONG": "A", "NRCBLONG": "B"}
+
+
+def tile_wcs(
+    tiles: tuple[int, int], *, center: tuple[float, float] = CENTER, overlap: float = 0.2, binning: int = BINNING
+) -> list[WCS]:
+    """WCS of neighbouring NIRCam tiles, row by row."""
+    detector = Detector.named("NRCALONG")
+    width = detector.scale * detector.size[0]
+    plan = pointings(*center, tiles, 1, size=(width, width), overlap=overlap, roll=ROLL, grid_angle=detector.angle)
+    return [detector_wcs(detector, *where, binning=binning) for _, _, *where in plan]
+
+
+def exposure_name(number: int, *, observation: int = 1, detector: str = "nrcalong") -> str:
+    """Name of an exposure; each number is a group of its own."""
+    return f"jw09001{observation:03d}001_02101_{number:05d}_{detector}"
+
+
+def image_model(
+    name: str,
+    data: np.ndarray,
+    wcs: WCS | None,
+    *,
+    dq: np.ndarray | None = None,
+    err: np.ndarray | None = None,
+    suffix: str = "cal",
+) -> ImageModel:
+    """Return a model as calwebb_image2 leaves it, as far as the steps look."""
+    words = NAME.fullmatch(name).groupdict()
+    detector = words.pop("detector").upper()
+    number = int(words["exposure_number"])
+    model = ImageModel(np.array(data, dtype=np.float32))
+    model.dq = np.zeros(data.shape, np.uint32) if dq is None else dq
+    model.err = np.full(data.shape, 0.1, np.float32) if err is None else err
+    model.var_rnoise = np.square(model.err)
+    model.meta.filename = f"{name}_{suffix}.fits"
+    model.meta.telescope = "JWST"
+    model.meta.observation = {**words, "date": "2023-05-01", "time": "00:00:00.000"}
+    channel = {"channel": "LONG", "module": MODULES[detector]} if detector in MODULES else {}
+    model.meta.instrument = {"name": "NIRCAM", "detector": detector, "filter": "F444W", "pupil": "CLEAR", **channel}
+    start = 60065.0 + 0.01 * number
+    model.meta.exposure = {
+        "type": "NRC_IMAGE",
+        "exposure_time": 100.0,
+        "start_time": start,
+        "mid_time": start + 0.0005,
+        "end_time": start + 0.001,
+    }
+    if wcs is not None:
+        ra, dec = wcs(*(np.array(data.shape[-1:-3:-1]) / 2))
+        model.meta.wcsinfo = {
+            "ra_ref": float(ra), "dec_ref": float(dec), "roll_ref": ROLL, "vparity": -1, "wcsaxes": 2,
+            "v2_ref": 86.1, "v3_ref": -493.2, "v3yangle": -0.07,
+        }  # fmt: skip
+        model.meta.wcs = wcs
+    return model
+
+
+def simulated_model(exposure: SimulatedExposure) -> ImageModel:
+    """Return the model of a simulated exposure."""
+    return image_model(exposure.name, exposure.data, exposure.wcs, dq=exposure.dq, err=exposure.err)
+
+
+def write(models: Sequence[ImageModel], folder: Path) -> list[Path]:
+    """Save models under the names that they carry."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / model.meta.filename for model in models]
+    for model, file in zip(models, files, strict=True):
+        model.save(file)
+    return files
+
+
+def association(files: Sequence[Path], *, name: str = "asn.json", exptypes: Sequence[str] | None = None) -> Path:
+    """Write a level 3 association of files beside the first of them."""
+    kinds = exptypes or ["science"] * len(files)
+    members = [{"expname": Path(file).name, "exptype": kind} for file, kind in zip(files, kinds, strict=True)]
+    asn = {
+        "asn_type": "None",
+        "asn_rule": "DMS_Level3_Base",
+        "asn_id": "a3001",
+        "asn_pool": "none",
+        "program": "09001",
+        "target": "none",
+        "products": [{"name": "mosaic", "members": members}],
+    }
+    path = Path(files[0]).with_name(name)
+    path.write_text(json.dumps(asn))
+    return path
+
+
+def constant_files(folder: Path, pieces: Sequence[tuple[list[WCS], Sequence[float]]]) -> list[Path]:
+    """Write exposures that hold nothing but a constant; each is its own group."""
+    every = [(wcs, level) for where, levels in pieces for wcs, level in zip(where, levels, strict=True)]
+    models = [
+        image_model(exposure_name(i), np.full((SIDE, SIDE), level), wcs) for i, (wcs, level) in enumerate(every, 1)
+    ]
+    return write(models, folder)
+
+
+def digest(files: Sequence[Path]) -> list[str]:
+    """Hash of each file's bytes."""
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+
+
+RULES = """header = {
+    'mapping' : 'PIPELINE',
+    'observatory' : 'JWST',
+    'name' : 'jwst_0000.pmap',
+    'derived_from' : 'none',
+    'parkey' : ('META.INSTRUMENT.NAME',),
+    'sha1sum' : '?',
+    'description' : 'rules for no instrument',
+}
+
+selector = {
+}
+"""
+
+
+def empty_crds_cache(folder: Path) -> Path:
+    """Write a CRDS cache that knows no reference files; ``CRDS_PATH`` may point to it."""
+    context = "jwst_0000.pmap"
+    checked = "".join(line for line in RULES.splitlines(keepends=True) if "sha1sum" not in line)
+    rules = RULES.replace("?", hashlib.sha1(checked.encode()).hexdigest())
+    server = {
+        "observatory": "jwst",
+        "operational_context": context,
+        "edit_context": context,
+        "bad_files": "",
+        "bad_files_list": [],
+        "crds_version": {"str": "14.0.3"},
+        "server_version": "14.0.3",
+        "last_synced": "never",
+        "force_remote_mode": False,
+        "status": "offline",
+        "connected": False,
+    }
+    for name, text in ((f"mappings/jwst/{context}", rules), ("config/jwst/server_config", repr(server))):
+        file = folder / name
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    return folder

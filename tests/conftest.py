@@ -1,0 +1,82 @@
+"""Fixtures for the tests of the steps: files on disk that no test may change."""
+
+import gc
+
+import asdf
+import numpy as np
+import pytest
+from builders import constant_files, simulated_model, tile_wcs, write
+
+from bkgmatch.simulate import simulate_mosaic
+
+FAR = (53.16, -26.79)  # a degree from the others
+
+
+def pytest_collection_finish(session):
+    """Spare what is imported by now from the collection of garbage that each run of a step starts with."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trusted_files():
+    """Validating the trees of the files, which the tests wrote themselves, takes half of the time of opening them."""
+    with asdf.config_context() as config:
+        config.validate_on_read = False
+        yield
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """An empty current directory, and no CRDS."""
+    for name in ("CRDS_PATH", "CRDS_SERVER_URL", "STPIPE_DISABLE_CRDS_STEPPARS"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def one_mosaic(tmp_path_factory):
+    """Files of the first table: 2 x 3 neighbours."""
+    pieces = [(tile_wcs((2, 3)), (100, 120, 105, 110, 105, 115))]
+    return constant_files(tmp_path_factory.mktemp("one"), pieces)
+
+
+@pytest.fixture(scope="session")
+def two_pieces(tmp_path_factory):
+    """Files of the second table: 2 x 2 neighbours, and a strip of three elsewhere."""
+    pieces = [(tile_wcs((2, 2)), (100, 120, 105, 110)), (tile_wcs((1, 3), center=FAR), (95, 90, 100))]
+    return constant_files(tmp_path_factory.mktemp("two"), pieces)
+
+
+@pytest.fixture(scope="session")
+def noisy_exposures():
+    """A strip of three tiles x two detectors, with stars, noise and bad pixels; three groups."""
+    return simulate_mosaic(
+        rng=np.random.default_rng(7),
+        detectors=("NRCALONG", "NRCBLONG"),
+        tiles=(3, 1),
+        dithers=1,
+        binning=32,
+        overlap=0.2,
+        level_range=(1.0, 3.0),
+    )
+
+
+@pytest.fixture(scope="session")
+def noisy(noisy_exposures, tmp_path_factory):
+    """Files of the noisy exposures."""
+    return write([simulated_model(e) for e in noisy_exposures], tmp_path_factory.mktemp("noisy"))
+
+
+@pytest.fixture(scope="session")
+def pair(noisy):
+    """Two overlapping files of them."""
+    return [noisy[0], noisy[2]]
+
+
+@pytest.fixture(scope="session")
+def noisy_levels(noisy_exposures):
+    """True level of each."""
+    return np.array([e.level for e in noisy_exposures])
