@@ -386,6 +386,18 @@ def test_masked_pixels_are_not_measured():
         np.testing.assert_allclose(found.level, expected, atol=0.02)
 
 
+def test_without_a_mask_the_finite_pixels_are_good():
+    """So outlines follow what is NaN, and the other exposure is not measured there either."""
+    data = IMAGES["large hole"]()
+    assert not exposure("hole", data, tan()).read().good[20, 20]
+    other = noise(seed=2, level=4)
+    other[16:32, 16:40] = 1e3
+    found = match_skies(
+        [exposure("hole", data, tan()), exposure("other", other, tan())], options(skystat="mean", nclip=0)
+    )
+    np.testing.assert_allclose(found.level, [6, 0], atol=0.02)
+
+
 # Ordinary misfortune
 
 

@@ -21,11 +21,14 @@ class PixelPairs(NamedTuple):
         Values of the two pixels.
     members : ndarray of bool, shape (n_pairs, n_sets)
         Which sets both pixels belong to.
+    missing : ndarray, shape (n_sets,)
+        Part of the pixels of each set that are not good: there the two exposures of a pair see different sky.
     """
 
     one: np.ndarray
     two: np.ndarray
     members: np.ndarray
+    missing: np.ndarray
 
 
 def sample_pairs(data: np.ndarray, good: np.ndarray, labels: np.ndarray, members: np.ndarray) -> PixelPairs:
@@ -52,4 +55,8 @@ def sample_pairs(data: np.ndarray, good: np.ndarray, labels: np.ndarray, members
     one, two = (y, x), (y + _SEPARATION, x + _SEPARATION)
     use = good[one] & good[two] & (labels[one] == labels[two])
     first, second = (data[place][use].astype(float) for place in (one, two))
-    return PixelPairs(first, second, members[labels[one][use]])
+    return PixelPairs(first, second, members[labels[one][use]], _missing(good[one], members[labels[one]]))
+
+
+def _missing(good: np.ndarray, members: np.ndarray) -> np.ndarray:
+    return (members & ~good[:, None]).sum(axis=0) / np.maximum(members.sum(axis=0), 1)

@@ -84,9 +84,10 @@ class SkyStatistic:
     distribution; ``1/(2 f sqrt(n))`` for the median and the midpoint, with ``f`` the density there; for the mode the
     scatter of the slope of the smoothed density over its curvature, and the chance that noise lifts another peak above
     the highest. Pixels are taken to have independent noise. Where
-    pairs of nearby pixels are given, the error is multiplied by ``sqrt(sum (psi_1 - psi_2)^2 / sum (psi_1^2 +
-    psi_2^2))``, with ``psi`` the influence function of the statistic: structure of the sky that nearby pixels, and both
-    exposures of a pair, have in common is not an error of their difference.
+    pairs of nearby pixels are given, the error is multiplied by ``sqrt(s + f (1 - s))`` with ``s = sum (psi_1 -
+    psi_2)^2 / sum (psi_1^2 + psi_2^2)``, ``psi`` the influence function of the statistic and ``f`` the part of the pixels
+    that is missing: structure of the sky that nearby pixels, and both exposures of a pair, have in common is not an
+    error of their difference.
 
     Examples
     --------
@@ -187,15 +188,16 @@ class SkyStatistic:
         return window
 
     def _noise_share(self, sets: BinnedSets, pairs: PixelPairs, window: _Window, value: np.ndarray) -> np.ndarray:
-        """Share of the variance of the statistic that is not common to nearby pixels."""
+        """Share of the variance of the statistic that both exposures of a pair do not have in common."""
         one, two = (
             self._influence((v[:, None] - sets.centre) / sets.scale, window, value) * pairs.members
             for v in (pairs.one, pairs.two)
         )
         each = np.square(one).sum(axis=0) + np.square(two).sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            share = np.square(one - two).sum(axis=0) / each
-        return np.where((pairs.members.sum(axis=0) >= _FEWEST_PAIRS) & (each > 0), share, 1.0)
+            noise = np.square(one - two).sum(axis=0) / each
+        known = (pairs.members.sum(axis=0) >= _FEWEST_PAIRS) & (each > 0)
+        return np.where(known, noise + pairs.missing * np.maximum(1 - noise, 0), 1.0)
 
     def _influence(self, values: np.ndarray, window: _Window, value: np.ndarray) -> np.ndarray:
         """Effect of a pixel on the statistic, but for a factor: (n_pixels, 1) values, (n_pixels, n_sets) effects."""

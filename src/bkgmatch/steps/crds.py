@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +19,27 @@ class OptionalCrds:
     """A step that asks CRDS for its parameters only where CRDS is set up, and never fails over them."""
 
     @classmethod
-    def get_config_from_reference(cls, dataset: Any, disable: bool | None = None, crds_observatory: Any = None) -> Any:
-        """
-        Ask CRDS for the parameters of a step that runs by itself.
-
-        Parameters
-        ----------
-        dataset : object
-            Input of the step.
-        disable : bool, optional
-            Do not ask.
-        crds_observatory : str, optional
-            Observatory.
-
-        Returns
-        -------
-        ConfigObj
-            The parameters; none where CRDS is not set up or does not answer.
-        """
-        ask = super().get_config_from_reference  # type: ignore[misc]
-        return cls._answer(lambda: ask(dataset, disable=disable, crds_observatory=crds_observatory))
+    def _get_crds_parameters(cls, dataset: Any) -> tuple[dict, str]:
+        ask = super()._get_crds_parameters  # type: ignore[misc]
+        return _answer(partial(ask, dataset), ({}, "jwst"), cls.__name__) if _is_configured() else ({}, "jwst")
 
     @classmethod
     def _get_config_from_parameters(cls, crds_parameters: dict, crds_observatory: str) -> Any:
-        ask = super()._get_config_from_parameters  # type: ignore[misc]
-        return cls._answer(lambda: ask(crds_parameters, crds_observatory))
-
-    @classmethod
-    def _answer(cls, ask: Callable[[], Any]) -> Any:
+        empty = cls._empty_config()  # type: ignore[attr-defined]
         if not _is_configured():
             log.info("CRDS is not set up (CRDS_PATH, CRDS_SERVER_URL): %s runs on its defaults", cls.__name__)
-            return cls._empty_config()  # type: ignore[attr-defined]
-        try:
-            with _patience("60"):
-                return ask()
-        except (Exception, SystemExit) as error:  # crds ends the interpreter when its server is out of reach
-            log.warning("CRDS gives no parameters for %s, which runs on its defaults: %s", cls.__name__, error)
-            return cls._empty_config()  # type: ignore[attr-defined]
+            return empty
+        ask = super()._get_config_from_parameters  # type: ignore[misc]
+        return _answer(partial(ask, crds_parameters, crds_observatory), empty, cls.__name__)
+
+
+def _answer(ask: Callable[[], Any], default: Any, step: str) -> Any:
+    try:
+        with _patience("60"):
+            return ask()
+    except (Exception, SystemExit) as error:  # crds ends the interpreter when its server is out of reach
+        log.warning("CRDS gives no parameters for %s, which runs on its defaults: %s", step, error)
+        return default
 
 
 def _is_configured() -> bool:
