@@ -304,7 +304,7 @@ def _fit_pixels(plane: np.ndarray, pixels: np.ndarray, shape: tuple[int, int]) -
         error = np.abs(terms @ coefficients - pixels).max()
         if error < _FIT_TOLERANCE:
             return coefficients
-    if not error < 0.5:
+    if not error < 10 * _FIT_TOLERANCE:
         raise ValueError(
             f"the WCS of this {shape[1]} x {shape[0]} image is not smooth or not one-to-one: a polynomial of "
             f"degree {degree} misses it by {error:.2g} pixels; check the WCS"

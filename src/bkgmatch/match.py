@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bkgmatch.execution import run
 from bkgmatch.exposures import Exposure, check_names, group_numbers
@@ -103,7 +104,11 @@ def match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions | None =
     >>> print(match_skies(exposures).level.round(1))
     [0. 2.]
     """
-    options = options or SkyMatchOptions()
+    with threadpool_limits(1, "blas"):  # small matrices in many threads are slower, not faster
+        return _match_skies(exposures, options or SkyMatchOptions(), cores)
+
+
+def _match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions, cores: int) -> SkyMatch:
     if not exposures:
         raise ValueError("there are no exposures to match")
     check_names(exposures)

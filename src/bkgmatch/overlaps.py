@@ -144,6 +144,7 @@ def _atoms(starts: np.ndarray, stops: np.ndarray, who: np.ndarray, n_neighbours:
     positions = positions[order]
     inside = np.bitwise_xor.accumulate(bits[order], axis=0)
     last = np.append(np.flatnonzero(positions[1:] != positions[:-1]), len(positions) - 1)
+    last = last[positions[last] < size]
     run_starts = positions[last]
     run_stops = np.append(run_starts[1:], size)
     signatures, labels = _unique_rows(inside[last])

@@ -21,6 +21,22 @@ from scipy.interpolate import RectBivariateSpline
 from scipy.ndimage import map_coordinates, spline_filter
 from scipy.spatial import cKDTree
 
+__all__ = [
+    "Detector",
+    "Pointing",
+    "Scene",
+    "SimulatedExposure",
+    "detector_wcs",
+    "from_plane",
+    "lyot_region",
+    "make_scene",
+    "pointings",
+    "preview",
+    "simulate_mosaic",
+    "static_dq",
+    "to_plane",
+]
+
 DO_NOT_USE, JUMP_DET, NON_SCIENCE = np.uint32(1), np.uint32(4), np.uint32(512)
 NIRCAM_FRAME, NIRCAM_BORDER = 2048, 4
 MIRI_FIELD_START, LYOT_ROWS, LYOT_COLUMNS = 351, 745, 284

@@ -83,11 +83,10 @@ class SkyStatistic:
     ``std/sqrt(n)`` for the mean, enlarged where the clipping limits, which move with the mean, cut into the
     distribution; ``1/(2 f sqrt(n))`` for the median and the midpoint, with ``f`` the density there; for the mode the
     scatter of the slope of the smoothed density over its curvature, and the chance that noise lifts another peak above
-    the highest. Pixels are taken to have independent noise. Where
-    pairs of nearby pixels are given, the error is multiplied by ``sqrt(s + f (1 - s))`` with ``s = sum (psi_1 -
-    psi_2)^2 / sum (psi_1^2 + psi_2^2)``, ``psi`` the influence function of the statistic and ``f`` the part of the pixels
-    that is missing: structure of the sky that nearby pixels, and both exposures of a pair, have in common is not an
-    error of their difference.
+    the highest. Pixels are taken to have independent noise. Where pairs of nearby pixels are given, the error is
+    multiplied by ``sqrt(s + f (1 - s))`` with ``s = sum (psi_1 - psi_2)^2 / sum (psi_1^2 + psi_2^2)``, ``psi`` the
+    influence function of the statistic and ``f`` the part of the pixels that is missing: structure of the sky that
+    nearby pixels, and both exposures of a pair, have in common is not an error of their difference.
 
     Examples
     --------
@@ -221,22 +220,33 @@ def _window(sets: BinnedSets, lower: np.ndarray, upper: np.ndarray) -> _Window:
 
 
 def _mean(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> _Estimate:
-    """Mean; its error grows by 1/(1 - share of pixels that a shift of the limits gains or loses)."""
+    return _Estimate(window.mean, _mean_error(statistic, sets, window))
+
+
+def _mean_error(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> np.ndarray:
+    """Error of the clipped mean: it grows by 1/(1 - shift of the mean for a unit shift of the limits)."""
+    error = window.std / np.sqrt(window.n)
     if statistic.nclip == 0:
-        return _Estimate(window.mean, window.std / np.sqrt(window.n))
+        return error
+    low, high = _edge_densities(sets, window)
+    shift = window.std * (statistic.lsigma * low + statistic.usigma * high) / window.n
+    return error / (1 - np.minimum(np.nan_to_num(shift), 0.8))
+
+
+def _edge_densities(sets: BinnedSets, window: _Window) -> list[np.ndarray]:
+    """Pixels per unit of value at both clipping limits."""
     reach = 0.1 * window.std
-    gain = np.zeros(len(sets))
-    for limit, clip in ((window.lower, statistic.lsigma), (window.upper, statistic.usigma)):
-        inside = sets.below(limit + reach, inclusive=True).n - sets.below(limit - reach, inclusive=True).n
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gain += np.nan_to_num(clip * window.std * inside / (2 * reach) / window.n)
-    return _Estimate(window.mean, window.std / np.sqrt(window.n) / (1 - np.minimum(gain, 0.8)))
+    counts = [
+        sets.below(limit + reach, inclusive=True).n - sets.below(limit - reach, inclusive=True).n
+        for limit in (window.lower, window.upper)
+    ]
+    return [np.divide(count, 2 * reach, out=np.zeros_like(reach), where=reach > 0) for count in counts]
 
 
 def _median(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> _Estimate:
     rank = sets.below(window.lower, inclusive=False).n + window.n / 2
     median = (sets.quantile(rank, side="left") + sets.quantile(rank, side="right")) / 2
-    return _Estimate(median, _median_error(sets, window, median))
+    return _Estimate(median, _median_error(statistic, sets, window, median))
 
 
 def _midpt(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> _Estimate:
@@ -252,17 +262,23 @@ def _midpt(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> _Estim
         within = sets.below(edge + width, inclusive=False).n - before
         midpoint = edge + width * np.clip((rank - before) / within, 0, 1)
     midpoint = np.where(np.isfinite(midpoint), midpoint, median)
-    return _Estimate(midpoint, _median_error(sets, window, midpoint))
+    return _Estimate(midpoint, _median_error(statistic, sets, window, midpoint))
 
 
-def _median_error(sets: BinnedSets, window: _Window, median: np.ndarray) -> np.ndarray:
-    error = np.zeros(len(sets))
+def _median_error(statistic: SkyStatistic, sets: BinnedSets, window: _Window, median: np.ndarray) -> np.ndarray:
+    """Error of the clipped median: its own, and what it follows when the limits move with the mean."""
+    density = np.zeros(len(sets))
     for k in np.flatnonzero(window.std > 0).tolist():
         kernel = window.std[k] * min(0.5, window.n[k] ** -0.2)  # narrower with more pixels: less bias
         values, weights = _inside(sets, window, k)
-        density = (weights * np.exp(-0.5 * ((values - median[k]) / kernel) ** 2)).sum() / (np.sqrt(2 * np.pi) * kernel)
-        error[k] = np.sqrt(window.n[k]) / (2 * density) if density > 0 else window.std[k]
-    return error
+        bell = np.exp(-0.5 * ((values - median[k]) / kernel) ** 2)
+        density[k] = (weights * bell).sum() / (np.sqrt(2 * np.pi) * kernel)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.where(density > 0, np.sqrt(window.n) / (2 * density), window.std)
+        if statistic.nclip > 0:
+            follow = sum(_edge_densities(sets, window)) / (2 * density)
+            error = error + np.nan_to_num(follow) * _mean_error(statistic, sets, window)
+    return np.minimum(error, window.std)
 
 
 def _mode(statistic: SkyStatistic, sets: BinnedSets, window: _Window) -> _Estimate:

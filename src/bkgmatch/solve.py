@@ -14,7 +14,7 @@ __all__ = ["Solution", "residuals", "solve", "solve_offsets"]
 _BLOCK = 128
 _LEAST_PIVOT = 1e-11  # relative to the diagonal
 _ROBUST_LIMIT = 3.0
-_ROBUST_ITERATIONS = 20
+_LEAST_ABSOLUTE_ITERATIONS, _ROBUST_ITERATIONS = 15, 30
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,17 @@ def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False)
 
     weight = offsets.full_weight
     result = solution(weight)
-    for _ in range(_ROBUST_ITERATIONS if robust and len(weight) else 0):
+    for iteration in range(_ROBUST_ITERATIONS if robust and len(weight) else 0):
         pulls = np.abs(residuals(offsets, groups, result)) * np.sqrt(offsets.full_weight)
         scale = max(float(np.median(pulls)) / 0.6745, 1e-300)
-        weight = offsets.full_weight / (1 + (pulls / (_ROBUST_LIMIT * scale)) ** 2)
+        weight = offsets.full_weight * _trust(pulls / scale, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
         result = solution(weight)
     return result, replace(offsets, weight=weight)
+
+
+def _trust(pulls: np.ndarray, *, last: bool) -> np.ndarray:
+    """Factors on the weights: at first those of least absolute deviations, which bad pairs hardly move."""
+    return 1 / (1 + (pulls / _ROBUST_LIMIT) ** 2) if last else 1 / np.maximum(pulls, 0.1)
 
 
 def residuals(offsets: Offsets, groups: np.ndarray, solution: Solution) -> np.ndarray:
