@@ -414,13 +414,14 @@ def test_levels_of_the_user(noisy, tmp_path, subtract):
 
 
 def test_saved_tables(noisy, noisy_levels, offline):
-    library = run(association(noisy), skystat="median", save_table="levels.ecsv")
+    library = run(noisy[::-1], skystat="median", save_table="levels.ecsv")
     table, pairs = Table.read("levels.ecsv"), Table.read("levels_pairs.ecsv")
     assert table.colnames == ["name", "group", "component", "level", "sigma", "sky", "npix", "status"]
     assert list(table["name"]) == sorted(file.name for file in noisy)
-    np.testing.assert_array_equal(table["level"], levels(library)[np.argsort([file.name for file in noisy])])
+    np.testing.assert_array_equal(table["level"], levels(library)[np.argsort([file.name for file in noisy[::-1]])])
     assert (table["component"] == 0).all()
     assert len(set(table["group"])) == 3
+    assert len(pairs) >= 4
     assert set(table["status"]) == {"matched"}
     assert table.meta["options"]["skystat"] == "median"
     truth = dict(zip([file.name for file in noisy], noisy_levels, strict=True))
@@ -552,6 +553,36 @@ def sky(inputs, **options):
 def mean(data, good):
     assert 0 < good.sum() < good.size
     return pytest.approx(np.mean(data[good], dtype=np.float64), rel=1e-9)
+
+
+FLAGS = {
+    "~DO_NOT_USE+NON_SCIENCE": lambda dq: dq & 513 == 0,
+    "~DO_NOT_USE+SATURATED": lambda dq: dq & 3 == 0,
+    "DO_NOT_USE,SATURATED": lambda dq: dq & ~3 == 0,
+    "~4": lambda dq: dq & 4 == 0,
+    "0": lambda dq: dq == 0,
+}
+
+
+@pytest.mark.parametrize("dqbits", FLAGS)
+def test_flags(ramp, dqbits):
+    file, data = ramp
+    flags = np.array([0, 1, 2, 4, 512, 513, 2**30], np.uint32)
+    with datamodels.open(file) as model:
+        model.dq = np.random.default_rng(6).choice(flags, data.shape)
+        dq = model.dq.astype(np.int64)
+        model.save(file)
+    assert sky(str(file), dqbits=dqbits) == mean(data, FLAGS[dqbits](dq))
+    if dqbits == SkyMatchStep().dqbits:
+        assert sky(str(file)) == mean(data, FLAGS[dqbits](dq))
+
+
+@pytest.mark.parametrize("dqbits", ["", "~0"])
+def test_no_flags(ramp, dqbits):
+    file, data = ramp
+    spoilt = datamodels.open(file)
+    spoilt.dq[:] = 1
+    assert sky(spoilt, dqbits=dqbits) == pytest.approx(np.mean(data, dtype=np.float64), rel=1e-9)
 
 
 def write_mask(path, good):
