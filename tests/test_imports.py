@@ -24,6 +24,7 @@ LAYERS = [
     {"skystats"},
     {"pairs"},
     {"solve"},
+    {"zero_point"},
     {"apply"},
     {"execution"},
     {"match"},

@@ -13,9 +13,17 @@ WRONG = """
 from bkgmatch import SkyMatchStep
 
 
+def add(model, _):
+    if model.meta.background.level is not None:
+        model.meta.background.level += 0.5
+
+
 class Wrong(SkyMatchStep):
-    def _record(self, model, level, *others):
-        super()._record(model, level + 0.5, *others)
+    def process(self, inputs):
+        library = super().process(inputs)
+        with library:
+            list(library.map_function(add))
+        return library
 """
 
 

@@ -10,11 +10,12 @@ from threadpoolctl import threadpool_limits
 from bkgmatch.execution import run
 from bkgmatch.exposures import Exposure, check_names, group_numbers
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
-from bkgmatch.options import ZERO_POINT_POLICIES, SkyMatchOptions
+from bkgmatch.options import SkyMatchOptions
 from bkgmatch.overlaps import OverlapMap, overlap_map
 from bkgmatch.pairs import Measurement, Offsets, measure, pair_offsets
 from bkgmatch.skystats import SkyStatistic
-from bkgmatch.solve import Solution, residuals, solve_offsets
+from bkgmatch.solve import residuals, solve_offsets
+from bkgmatch.zero_point import check_zero_point, levels
 
 __all__ = ["SkyMatch", "match_skies"]
 
@@ -112,13 +113,13 @@ def _match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions, cores:
     if not exposures:
         raise ValueError("there are no exposures to match")
     check_names(exposures)
-    _check_zero_point(exposures, options)
+    check_zero_point(exposures, options)
     groups = group_numbers(exposures, per_detector=options.level_per == "detector")
     measurements = _measure_all(exposures, groups, options, cores)
     offsets = pair_offsets(measurements, weights=options.weights)
     solution, offsets = solve_offsets(offsets, groups, robust=options.weights == "robust")
     sky, sigma, npix = (np.array([getattr(m.sky, f)[0] for m in measurements]) for f in ("value", "sigma", "npix"))
-    level, error = _levels(exposures, options, groups, solution, sky, sigma)
+    level, error = levels(exposures, options, groups, solution, sky, sigma)
     return SkyMatch(
         names=tuple(e.name for e in exposures),
         groups=groups,
@@ -131,21 +132,6 @@ def _match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions, cores:
         pairs=offsets,
         residual=residuals(offsets, groups, solution),
     )
-
-
-def _check_zero_point(exposures: Sequence[Exposure], options: SkyMatchOptions) -> None:
-    names = [e.name for e in exposures]
-    if options.zero_point not in (*ZERO_POINT_POLICIES, *names):
-        raise ValueError(
-            f"zero_point={options.zero_point!r} is neither one of {', '.join(ZERO_POINT_POLICIES)} nor the name of "
-            f"an exposure ({names[0]}, ...)"
-        )
-    if options.zero_point == "background":
-        if not any(e.is_background for e in exposures):
-            raise ValueError("zero_point='background' needs members of exptype 'background' in the association")
-        timeless = [e.name for e in exposures if e.time is None]
-        if timeless:
-            raise ValueError(f"zero_point='background' needs the time of each exposure; {timeless[0]} has none")
 
 
 def _measure_all(
@@ -203,89 +189,6 @@ def _between_groups(
             usable[:, columns] &= np.cumsum(members[:, columns], axis=1) == 1
     kept = usable.any(axis=0)
     return OverlapMap(overlaps.starts, overlaps.stops, overlaps.labels, usable[:, kept]), near[kept]
-
-
-def _levels(
-    exposures: Sequence[Exposure],
-    options: SkyMatchOptions,
-    groups: np.ndarray,
-    solution: Solution,
-    sky: np.ndarray,
-    sigma: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Level of each exposure and its error, by the sky method."""
-    lowest, lowest_error = _lowest_of_group(groups, sky, sigma)
-    if not options.matches:
-        level, error = lowest, lowest_error
-        if options.is_global:
-            level, error = _lowest_of_all(np.zeros(len(level), dtype=int), level, error)
-        return level[groups], error[groups]
-    matched, error = solution.coefficients[:, 0].copy(), np.sqrt(solution.covariance[:, 0, 0])
-    scope = solution.component if options.zero_point_scope == "component" else np.minimum(solution.component, 0)
-    for member in range(scope.max(initial=-1) + 1):
-        inside = np.flatnonzero(scope == member)
-        matched[inside] += _zero_point(exposures, options, groups, matched, inside, sky)
-    if options.is_global:
-        return _add_global(groups, options, scope, matched, error, lowest, lowest_error)
-    return matched[groups], error[groups]
-
-
-def _add_global(
-    groups: np.ndarray,
-    options: SkyMatchOptions,
-    scope: np.ndarray,
-    matched: np.ndarray,
-    error: np.ndarray,
-    lowest: np.ndarray,
-    lowest_error: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Add the lowest sky that remains after matching; groups that overlap nothing count as matched at zero."""
-    alone = scope < 0
-    relative, relative_error = np.where(alone, 0, matched), np.where(alone, 0, error)
-    single = scope.max(initial=-1) + 1 + np.cumsum(alone)
-    sets = np.where(alone, single, scope) if options.zero_point_scope == "component" else np.zeros_like(scope)
-    base, base_error = _lowest_of_all(sets, lowest - relative, lowest_error)
-    return (relative + base)[groups], np.hypot(relative_error, base_error)[groups]
-
-
-def _lowest_of_group(groups: np.ndarray, sky: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least sky of the members of each group, NaN if none has any."""
-    lowest, error = (np.full(groups.max() + 1, np.nan) for _ in range(2))
-    for i in np.argsort(-sky):
-        if np.isfinite(sky[i]):
-            lowest[groups[i]], error[groups[i]] = sky[i], sigma[i]
-    return lowest, error
-
-
-def _lowest_of_all(sets: np.ndarray, level: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least level of each set, for all of its members."""
-    least, least_error = _lowest_of_group(sets, level, error)
-    return least[sets], least_error[sets]
-
-
-def _zero_point(
-    exposures: Sequence[Exposure],
-    options: SkyMatchOptions,
-    groups: np.ndarray,
-    matched: np.ndarray,
-    inside: np.ndarray,
-    sky: np.ndarray,
-) -> float:
-    """Return what to add to the levels of some groups, which have mean zero over each component."""
-    policy = options.zero_point
-    members = np.flatnonzero(np.isin(groups, inside)).tolist()
-    named = [i for i in members if exposures[i].name == policy]
-    if named:
-        return -matched[groups[named[0]]]
-    if policy == "background":
-        backgrounds = [i for i, e in enumerate(exposures) if e.is_background]
-        gaps = np.abs(np.subtract.outer(*(np.array([exposures[i].time for i in s]) for s in (members, backgrounds))))
-        nearest, background = np.unravel_index(gaps.argmin(), gaps.shape)
-        return sky[backgrounds[background]] - matched[groups[members[nearest]]]
-    if policy == "mean":
-        return 0.0
-    is_low = policy == "lowest" or (policy != "highest" and options.match_down)
-    return -(matched[inside].min() if is_low else matched[inside].max())
 
 
 def _status(measurement: Measurement, level: float, component: int) -> str:
