@@ -20,7 +20,8 @@ from _common import (
 
 from bkgmatch.match import match_skies
 from bkgmatch.options import SkyMatchOptions
-from bkgmatch.simulate import make_scene, simulate_mosaic
+from bkgmatch.scenes import make_scene
+from bkgmatch.simulate import simulate_mosaic
 
 STATISTICS = ("mean", "median", "midpt", "mode")
 GEOMETRIES = {"2x2x4": (2, 2), "3x3x4": (3, 3)}

@@ -10,7 +10,8 @@ import numpy as np
 from gwcs import WCS
 from stdatamodels.jwst.datamodels import ImageModel
 
-from bkgmatch.simulate import Detector, SimulatedExposure, detector_wcs, pointings
+from bkgmatch.detectors import Detector, detector_wcs
+from bkgmatch.simulate import SimulatedExposure, pointings
 
 CENTER = (53.16, -27.79)
 ROLL = 40.0

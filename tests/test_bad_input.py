@@ -495,3 +495,7 @@ def test_a_failure_after_the_levels_are_known_changes_no_models(files, offline):
     for model, data in zip(models, before, strict=True):
         np.testing.assert_array_equal(model.data, data)
         assert model.meta.background.level is None
+
+
+def test_unknown_number_of_cores(files, offline):
+    has(refused(association(files), offline, maximum_cores="many"), "maximum_cores", "many", "half")

@@ -30,6 +30,8 @@ LAYERS = [
     {"match"},
     {"record"},
     {"skymatch"},
+    {"detectors"},
+    {"scenes"},
     {"simulate"},
     {"demo"},
     {"report"},

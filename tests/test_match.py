@@ -558,3 +558,19 @@ def test_a_long_strip_keeps_its_levels():
     pairs = {*zip(found.pairs.first.tolist(), found.pairs.second.tolist(), strict=True)}
     assert pairs == set(pairwise(range(40)))
     assert np.abs((found.level - (levels - levels.mean())) / found.sigma).max() < 4.5
+
+
+def test_robust_weights_survive_a_ghost_in_several_overlaps():
+    """The ghost covers an edge of the middle image: three of its overlaps are wrong, the others outvote them."""
+    rng = np.random.default_rng(0)
+    sky = rng.normal(0, 0.02, (9, 60, 60))
+    sky[4, :8] += 0.5
+    exposures = [
+        Exposure.from_arrays(f"e{k}", data, lambda x, y, k=k: ((x + 45 * (k % 3)) / 36000, (y + 45 * (k // 3)) / 36000))
+        for k, data in enumerate(sky)
+    ]
+    options = {"skystat": "median", "nclip": 0, "zero_point": "mean"}
+    plain = match_skies(exposures, SkyMatchOptions(**options))
+    robust = match_skies(exposures, SkyMatchOptions(**options, weights="robust"))
+    assert np.abs(plain.level).max() > 0.02
+    assert np.abs(robust.level).max() < 0.005

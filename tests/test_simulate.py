@@ -13,8 +13,9 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS as FitsWCS
 from scipy.optimize import least_squares
 
-from bkgmatch import simulate
-from bkgmatch.simulate import DO_NOT_USE, JUMP_DET, NON_SCIENCE, Detector, detector_wcs, simulate_mosaic
+from bkgmatch import detectors, scenes, simulate
+from bkgmatch.detectors import DO_NOT_USE, JUMP_DET, NON_SCIENCE, Detector, detector_wcs
+from bkgmatch.simulate import simulate_mosaic
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints that it cannot reach the online PRD
     import pysiaf
@@ -86,9 +87,7 @@ def test_wcs_is_shaped_like_jwst():
 def test_binned_detector_has_the_same_footprint(name, binning):
     detector = Detector.named(name)
     corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]).T * np.array(detector.size)[:, None]
-    native, binned = (
-        detector_wcs(detector, *POINTINGS[0], binning=k)(*(corners / k - 0.5)) for k in (1, binning)
-    )
+    native, binned = (detector_wcs(detector, *POINTINGS[0], binning=k)(*(corners / k - 0.5)) for k in (1, binning))
     assert separation(*native, *binned).max() < 1e-3
 
 
@@ -99,7 +98,7 @@ def test_subarray_is_a_piece_of_the_detector():
     x, y = part.corner
     whole_wcs, part_wcs = (detector_wcs(d, *POINTINGS[0]) for d in (whole, part))
     assert separation(*whole_wcs(x + 5, y + 7), *part_wcs(5, 7)) < 1e-3
-    assert not simulate.static_dq(part).any()
+    assert not detectors.static_dq(part).any()
     with pytest.raises(ValueError, match="exceeds the field"):
         whole.subarray((1024, 1032))
 
@@ -123,9 +122,9 @@ def test_distortion_agrees_with_flight_wcs(path):
     def residual(shift):
         scale = np.array([1 / np.cos(np.radians(start[1])), 1, 60]) / 3600
         ours = detector_wcs(detector, *(start + shift * scale))(x, y)
-        return np.concatenate(simulate.to_plane(*ours, *start[:2])) - target
+        return np.concatenate(detectors.to_plane(*ours, *start[:2])) - target
 
-    target = np.concatenate(simulate.to_plane(ra, dec, *start[:2]))
+    target = np.concatenate(detectors.to_plane(ra, dec, *start[:2]))
     fit = least_squares(residual, np.zeros(3))
     east, north = residual(fit.x).reshape(2, -1)
     assert np.hypot(east, north).max() < 0.05
@@ -138,10 +137,10 @@ def test_distortion_agrees_with_flight_wcs(path):
 def test_interpolated_pixel_positions(name, binning):
     detector = Detector.named(name)
     wcs = detector_wcs(detector, *POINTINGS[0], binning=binning)
-    shape = simulate.static_dq(detector, binning=binning).shape
+    shape = detectors.static_dq(detector, binning=binning).shape
     y, x = (rng().integers(0, n, 2000) for n in shape)
-    exact = np.array(simulate.to_plane(*wcs(x, y), 150.0, 2.2))
-    quick = np.array([plane[y, x] for plane in simulate._pixels_on_plane(wcs, shape, 150.0, 2.2)])
+    exact = np.array(detectors.to_plane(*wcs(x, y), 150.0, 2.2))
+    quick = np.array([plane[y, x] for plane in detectors.pixels_on_plane(wcs, shape, 150.0, 2.2)])
     assert np.abs(quick - exact).max() < 1e-3 * detector.scale * binning
 
 
@@ -152,8 +151,8 @@ def test_tangent_plane_agrees_with_astropy(center):
     fits.wcs.cdelt, fits.wcs.lonpole = [1 / 3600] * 2, 180
     east, north = rng().uniform(-500, 500, (2, 50))
     ra, dec = fits.all_pix2world(east, north, 1)
-    assert separation(ra, dec, *simulate.from_plane(east, north, *center)).max() < 0.01
-    assert np.abs(np.array(simulate.to_plane(ra, dec, *center)) - [east, north]).max() < 1e-5
+    assert separation(ra, dec, *detectors.from_plane(east, north, *center)).max() < 0.01
+    assert np.abs(np.array(detectors.to_plane(ra, dec, *center)) - [east, north]).max() < 1e-5
 
 
 # -------------------------------------------------------------------------------------------------- pointings
@@ -161,9 +160,7 @@ def test_tangent_plane_agrees_with_astropy(center):
 
 @pytest.mark.parametrize(("tiles", "angle", "size"), [((2, 1), 0, 30.0), ((1, 2), 270, 20.0)])
 def test_tiles_are_one_field_apart_along_the_grid(tiles, angle, size):
-    rows = simulate.pointings(
-        359.999, 60.0, tiles, 1, size=(20.0, 30.0), overlap=0.1, roll=25.0, grid_angle=5.0
-    )
+    rows = simulate.pointings(359.999, 60.0, tiles, 1, size=(20.0, 30.0), overlap=0.1, roll=25.0, grid_angle=5.0)
     (_, _, *first), (_, _, *second) = rows
     first, second = (SkyCoord(*where[:2], unit="deg") for where in (first, second))
     assert first.separation(second).arcsec == pytest.approx(0.9 * size, rel=1e-6)
@@ -177,13 +174,13 @@ def test_roll_follows_the_meridians():
     ):
         here = SkyCoord(ra, dec, unit="deg")
         ahead = here.directional_offset_by(roll * u.deg, 10 * u.arcsec)
-        (e0, n0), (e1, n1) = (simulate.to_plane(p.ra.deg, p.dec.deg, 10.0, 89.9) for p in (here, ahead))
+        (e0, n0), (e1, n1) = (detectors.to_plane(p.ra.deg, p.dec.deg, 10.0, 89.9) for p in (here, ahead))
         assert np.degrees(np.arctan2(e1 - e0, n1 - n0)) == pytest.approx(40.0, abs=0.01)
 
 
 def test_dithers_differ():
     rows = simulate.pointings(10.0, 20.0, (1, 1), 9, size=(100.0, 100.0))
-    east, north = simulate.to_plane(*np.array([row[2:4] for row in rows]).T, 10.0, 20.0)
+    east, north = detectors.to_plane(*np.array([row[2:4] for row in rows]).T, 10.0, 20.0)
     distance = np.abs((east + 1j * north) - (east + 1j * north)[:, None])[~np.eye(9, dtype=bool)]
     assert distance.min() > 2.5
     assert distance.max() < 25
@@ -229,20 +226,20 @@ def test_mosaic_is_centred_and_neighbours_overlap_by_the_given_part(name):
 
 
 def test_scene_is_deterministic_and_seeded():
-    ra, dec = simulate.from_plane(*rng().uniform(-60, 60, (2, 1000)), 0.0, -30.0)
-    first, again, other = (simulate.make_scene(0.0, -30.0, 60.0, rng(seed))(ra, dec) for seed in (3, 3, 4))
+    ra, dec = detectors.from_plane(*rng().uniform(-60, 60, (2, 1000)), 0.0, -30.0)
+    first, again, other = (scenes.make_scene(0.0, -30.0, 60.0, rng(seed))(ra, dec) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
     assert first.min() > -0.05
 
 
 def test_scene_without_structure_is_dark():
-    scene = simulate.make_scene(10.0, 0.0, 60.0, rng(), nebula=0, n_stars=0)
+    scene = scenes.make_scene(10.0, 0.0, 60.0, rng(), nebula=0, n_stars=0)
     assert not scene(np.array([10.0, 10.01]), np.zeros(2)).any()
 
 
 def test_stars_are_gaussians():
-    scene = simulate.make_scene(10.0, 0.0, 20.0, rng(), nebula=0, n_stars=200, fwhm=1.0)
+    scene = scenes.make_scene(10.0, 0.0, 20.0, rng(), nebula=0, n_stars=200, fwhm=1.0)
     assert scene.stars[:, 2].min() >= 0.1
     assert scene.stars[:, 2].max() <= 100
     east, north = np.meshgrid(np.linspace(-20, 20, 51), np.linspace(-20, 20, 41))
@@ -252,13 +249,13 @@ def test_stars_are_gaussians():
 
 
 def test_star_counts_follow_the_power_law():
-    peaks = simulate.make_scene(10.0, 0.0, 20.0, rng(), n_stars=20000).stars[:, 2]
+    peaks = scenes.make_scene(10.0, 0.0, 20.0, rng(), n_stars=20000).stars[:, 2]
     counts = [(peaks > limit).mean() for limit in (0.2, 1.0, 10.0)]
     np.testing.assert_allclose(counts, [0.5, 0.1, 0.01], rtol=0.15)
 
 
 def test_nebula_has_the_given_amplitude_and_is_smooth():
-    scene = simulate.make_scene(10.0, 0.0, 110.0, rng(), nebula=3.0, n_stars=0)
+    scene = scenes.make_scene(10.0, 0.0, 110.0, rng(), nebula=3.0, n_stars=0)
     axis = (np.arange(256) - 128) * scene.side / 256
     image = scene.on_plane(*np.meshgrid(axis, axis))
     assert image.std() == pytest.approx(3.0, rel=1e-6)
@@ -270,7 +267,7 @@ def test_nebula_has_the_given_amplitude_and_is_smooth():
 
 
 def test_exposures_hold_scene_plus_level():
-    scene = simulate.make_scene(150.0, 2.2, 200.0, rng(), fwhm=1.2)
+    scene = scenes.make_scene(150.0, 2.2, 200.0, rng(), fwhm=1.2)
     exposures = simulate_mosaic(rng=rng(), tiles=(1, 2), dithers=2, scene=scene, noise=0.02, binning=16)
     assert len({e.level for e in exposures}) == 4
     for exposure in exposures:
@@ -349,7 +346,7 @@ def test_cosmic_rays_are_mostly_unflagged():
 
 @pytest.mark.parametrize(("binning", "border"), [(1, 4), (2, 2), (8, 1)])
 def test_nircam_reference_pixels(binning, border):
-    dq = simulate.static_dq(Detector.named("NRCB2"), binning=binning)
+    dq = detectors.static_dq(Detector.named("NRCB2"), binning=binning)
     inside = dq[border:-border, border:-border]
     assert not inside.any()
     assert (dq == DO_NOT_USE | NON_SCIENCE).sum() == dq.size - inside.size
@@ -357,14 +354,14 @@ def test_nircam_reference_pixels(binning, border):
 
 def test_miri_fields():
     miri = Detector.named("MIRIMAGE")
-    dq, lyot = simulate.static_dq(miri), simulate.lyot_region(miri)
+    dq, lyot = detectors.static_dq(miri), detectors.lyot_region(miri)
     assert lyot[745:, :284].all()
     assert lyot.sum() == 279 * 284
     assert not dq[lyot].any()
     assert not dq[:, 351:].any()
     assert (dq[:745, :351] & NON_SCIENCE).all()
     assert (dq[:, 284:351] & DO_NOT_USE).all()
-    assert not simulate.lyot_region(Detector.named("NRCA1")).any()
+    assert not detectors.lyot_region(Detector.named("NRCA1")).any()
 
 
 def test_lyot_offset_and_shot_noise():
@@ -372,7 +369,7 @@ def test_lyot_offset_and_shot_noise():
         rng=rng(), detectors=["MIRIMAGE"], tiles=(1, 1), dithers=1, scene=None, binning=4,
         noise=0.01, shot=0.01, lyot_offset=3.0, level_range=(1, 1), cosmic_rays=0, bad_pixels=0,
     )  # fmt: skip
-    lyot = simulate.lyot_region(exposure.detector, binning=4)
+    lyot = detectors.lyot_region(exposure.detector, binning=4)
     for region, level in ((lyot, 4.0), (~lyot, 1.0)):
         values = exposure.data[region & exposure.good]
         assert values.mean() == pytest.approx(level, abs=0.01)
@@ -399,3 +396,13 @@ def test_preview_subtracts_levels_and_has_east_left():
     raw, _ = simulate.preview(exposures, pixels=100)
     levels = [e.level for e in exposures]
     assert min(levels) - 1e-4 < np.nanmin(raw - image) < np.nanmax(raw - image) < max(levels) + 1e-4
+
+
+def test_jwst_can_adjust_the_wcs():
+    """tweakreg's tools know the WCS as one of jwst's: right ascension moves by what is asked."""
+    from jwst.tweakreg.utils import adjust_wcs
+
+    wcs = detector_wcs(Detector.named("NRCALONG"), 10.0, 20.0, 30.0, binning=32)
+    center = np.array([32.0]), np.array([32.0])
+    moved = adjust_wcs(wcs, delta_ra=0.1)
+    assert moved(*center)[0] - wcs(*center)[0] == pytest.approx(0.1, abs=1e-9)

@@ -144,6 +144,9 @@ class SkyMatchStep(OptionalCrds, Step):
             save_tables(self.save_table, exposure_table(match, options), pair_table(match))
 
     def _cores(self, most: int) -> int:
+        known = self.maximum_cores.lower() in ("none", "one", "quarter", "half", "all")
+        if not (known or self.maximum_cores.isnumeric()):
+            raise ValueError(f"maximum_cores={self.maximum_cores!r}: use none, quarter, half, all, or a number")
         return int(compute_num_cores(self.maximum_cores, most, os.cpu_count() or 1))
 
     def _options(self, names: list[str]) -> SkyMatchOptions:
