@@ -3,6 +3,8 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 
 __all__ = ["main"]
@@ -34,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bkgmatch", description="Match the backgrounds of overlapping JWST exposures."
     )
+    parser.add_argument("--version", action="version", version=f"bkgmatch {version('bkgmatch')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="simulate a small mosaic, match it, and compare with the truth")
@@ -61,7 +64,10 @@ def _demo(options: argparse.Namespace) -> int:
 def _skylist(options: argparse.Namespace) -> int:
     from bkgmatch.record import read_levels
 
-    text = "".join(f"{name} {level!r}\n" for name, (level, _) in read_levels(options.table).items())
+    levels = {name: level for name, (level, _) in read_levels(options.table)[0].items()}
+    for name in (name for name, level in levels.items() if isnan(level)):
+        print(f"bkgmatch skylist: {name} was not matched; its level is given as 0", file=sys.stderr)
+    text = "".join(f"{name} {0.0 if isnan(level) else level!r}\n" for name, level in levels.items())
     if options.out:
         options.out.write_text(text)
     else:
@@ -72,6 +78,6 @@ def _skylist(options: argparse.Namespace) -> int:
 def _undo(options: argparse.Namespace) -> int:
     from bkgmatch.steps.models import undo_files
 
-    for path in undo_files(options.files, options.out):
-        print(path)
+    for path, undone in undo_files(options.files, options.out).items():
+        print(path if undone else f"{path} (no level was recorded: copied as it is)")
     return 0

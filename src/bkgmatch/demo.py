@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,9 @@ def run_demo(folder: Path, *, seed: int = 1) -> float:
     association = write_exposures(exposures, folder / "exposures")
     levels = _match(association, folder)
     worst = _compare(exposures, levels)
+    if find_spec("matplotlib") is None:
+        print("No picture: that needs matplotlib (pip install 'bkgmatch[plot]')")
+        return worst
     picture = folder / "before_after.png"
     draw_before_after(exposures, dict(zip(levels["name"], levels["level"], strict=True)), picture)
     print(f"Picture: {picture}")
@@ -53,6 +57,7 @@ def _match(association: Path, folder: Path) -> Table:
         "--save_results=true",
         f"--output_dir={folder / 'matched'}",
         f"--save_table={table}",
+        "--log-level=WARNING",
     ]
     print("$ strun " + " ".join(command[1:]), flush=True)
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -70,9 +75,8 @@ def _compare(exposures: Sequence[SimulatedExposure], levels: Table) -> float:
     for row in zip(levels["name"], truth, recovered, levels["sigma"], pulls, strict=True):
         print("{:42s} {:9.5f} {:10.5f} {:9.2g} {:12.2f}".format(*row))
     worst = float(np.abs(pulls).max())
-    print(
-        f"\nLevels (MJy/sr) relative to their mean; worst error {worst:.1f} sigma, rms {np.std(recovered - truth):.2g}"
-    )
+    print("\nLevels in MJy/sr, relative to their mean. ", end="")
+    print(f"Worst error {worst:.1f} sigma, rms error {np.std(recovered - truth):.2g} MJy/sr.")
     return worst
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class Exposure:
         cls,
         name: str,
         data: np.ndarray,
-        wcs: Callable,
+        wcs: Any,
         *,
         good: np.ndarray | None = None,
         **kwargs: object,
@@ -72,9 +73,9 @@ class Exposure:
         name : str
             Unique name.
         data : array_like, shape (ny, nx)
-            Surface brightness.
+            Surface brightness; pixels that a masked array masks are not good.
         wcs : callable
-            ``wcs(x, y) -> (ra, dec)``.
+            ``wcs(x, y) -> (ra, dec)`` in degrees, or an `astropy.wcs.WCS`.
         good : array_like of bool, shape (ny, nx), optional
             Good pixels; by default all that are finite.
         **kwargs
@@ -93,9 +94,13 @@ class Exposure:
         data = np.asanyarray(data)
         if data.ndim != 2:
             raise ValueError(f"{name}: data must have 2 dimensions, got {data.ndim}")
-        mask = np.isfinite(data) if good is None else np.asarray(good, dtype=bool)
+        mask = np.isfinite(data) if good is None else np.array(good, dtype=bool)
+        if isinstance(data, np.ma.MaskedArray):
+            data, mask = data.data, mask & ~np.ma.getmaskarray(data)
         if mask.shape != data.shape:
             raise ValueError(f"{name}: the mask has shape {mask.shape}, the data {data.shape}")
+        if not callable(wcs):
+            wcs = wcs.pixel_to_world_values
         return cls(name, lambda: Pixels(data, mask), wcs, **kwargs)  # type: ignore[arg-type]
 
 

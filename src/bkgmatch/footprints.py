@@ -276,7 +276,10 @@ def _lattice(shape: tuple[int, int]) -> np.ndarray:
 
 
 def _to_vectors(wcs: Callable, pixels: np.ndarray) -> np.ndarray:
-    ra, dec = (np.deg2rad(np.asarray(angle, dtype=float)) for angle in wcs(pixels[:, 0], pixels[:, 1]))
+    try:
+        ra, dec = (np.deg2rad(np.asarray(angle, dtype=float)) for angle in wcs(pixels[:, 0], pixels[:, 1]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"wcs(x, y) must return right ascension and declination in degrees ({error})") from error
     if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
         raise ValueError("the WCS gives sky coordinates that are not finite inside the image; run assign_wcs again")
     return np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])

@@ -17,6 +17,7 @@ __all__ = ["BinnedSets", "Moments", "bin_pixels"]
 _SHIFT = 14
 _FIRST_BIN = np.int32(127 << (23 - _SHIFT))
 _EDGE_BITS = np.int32(-1 << _SHIFT)
+_FEWEST_BINS = 20
 _LARGEST = np.float32(2.0**100)
 _BLOCK, _CHUNK = 1 << 20, 1 << 15  # pixels: small enough for memory to be used again, and for the cache
 
@@ -99,6 +100,25 @@ class BinnedSets:
         partial = (n, n * (near + far) / 2, n * (near**2 + near * far + far**2) / 3)
         return Moments(*(c[sets, bins + outside] + m for c, m in zip(self.cumulative, partial, strict=True)))
 
+    def crowded(self) -> list[tuple[int, float, float]]:
+        """
+        Find sets whose pixels crowd into few bins, far from the centre of the bins.
+
+        Returns
+        -------
+        list of tuple
+            Number of the set, and the centre and scale of bins that suit it, in units of the data.
+        """
+        if self.starts.size == 0:
+            return []
+        inside = self.cumulative.n[:, -1] - self.cumulative.n[:, 0]
+        low, middle, high = (
+            self.quantile(self.cumulative.n[:, 0] + part * inside, side="left") for part in (0.25, 0.5, 0.75)
+        )
+        spread = high - low
+        found = np.flatnonzero((spread > 0) & (spread < _FEWEST_BINS * 2.0 ** (_SHIFT - 23) * (1 + np.abs(middle))))
+        return [(int(k), self.centre + self.scale * middle[k], 1.5 * self.scale * spread[k]) for k in found]
+
     def quantile(self, rank: np.ndarray, *, side: str) -> np.ndarray:
         """
         Value below which there are ``rank`` pixels, counted from ``centre``.
@@ -127,7 +147,14 @@ class BinnedSets:
         return low + np.clip(part, 0, 1) * (high - low)
 
 
-def bin_pixels(values: np.ndarray, good: np.ndarray, labels: np.ndarray, members: np.ndarray) -> BinnedSets:
+def bin_pixels(
+    values: np.ndarray,
+    good: np.ndarray,
+    labels: np.ndarray,
+    members: np.ndarray,
+    *,
+    around: tuple[float, float] | None = None,
+) -> BinnedSets:
     """
     Bin the pixels of sets that are unions of atoms.
 
@@ -141,13 +168,15 @@ def bin_pixels(values: np.ndarray, good: np.ndarray, labels: np.ndarray, members
         Atom of each pixel.
     members : ndarray of bool, shape (n_atoms, n_sets)
         Which sets each atom belongs to.
+    around : tuple of float, optional
+        Centre and scale of the bins; by default those of all good pixels.
 
     Returns
     -------
     BinnedSets
         The sets.
     """
-    centre, scale = _centre_and_scale(values, good)
+    centre, scale = around or _centre_and_scale(values, good)
     n_atoms = len(members)
     first, tables = _tables(values, good, labels, n_atoms, centre, scale)
     used = np.flatnonzero(tables[0].any(axis=1))

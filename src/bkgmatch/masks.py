@@ -113,7 +113,9 @@ def read_regions(path: str) -> list[SkyRegion]:
     except Exception as error:  # the parser raises many kinds
         raise ValueError(f"cannot read {path} as a DS9 region file: {error}") from error
     if not found:
-        raise ValueError(f"the region file {path} holds no region")
+        raise ValueError(
+            f"the region file {path} holds no region that can be read; has it a line with its system (icrs, fk5, ...)?"
+        )
     if not all(isinstance(region, SkyRegion) for region in found):
         raise ValueError(f"the region file {path} has regions in pixels; save it in sky coordinates (icrs, fk5, ...)")
     return found
@@ -154,6 +156,13 @@ def _beside(file: Path, suffix: str) -> Path | None:
     return mask if mask.exists() else None
 
 
+def _middle(ra: np.ndarray, dec: np.ndarray) -> list[float]:
+    """Right ascension and declination of the mean direction."""
+    a, d = np.deg2rad(ra), np.deg2rad(dec)
+    x, y, z = (np.mean(v) for v in (np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)))
+    return [float(np.rad2deg(np.arctan2(y, x)) % 360), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))]
+
+
 def _tangent_position(wcs: Callable, shape: tuple[int, int]) -> tuple[WCS, PixCoord]:
     """Tangential WCS of about the exposure's scale, and the position of each pixel in it, by a polynomial fit."""
     ny, nx = shape
@@ -161,7 +170,7 @@ def _tangent_position(wcs: Callable, shape: tuple[int, int]) -> tuple[WCS, PixCo
     ra, dec = wcs(x, y)
     tangent = WCS(naxis=2)
     tangent.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    tangent.wcs.crval = [float(np.median(ra)), float(np.median(dec))]
+    tangent.wcs.crval = _middle(ra, dec)
     tangent.wcs.cdelt = np.full(2, np.ptp(dec) / max(shape) or 1e-5)
     plane = np.column_stack(tangent.world_to_pixel_values(ra, dec))
     u, v = (2 * np.arange(n) / max(n - 1, 1) - 1 for n in (nx, ny))

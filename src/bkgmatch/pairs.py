@@ -14,6 +14,8 @@ from bkgmatch.skystats import SkyLevels, SkyStatistic
 
 __all__ = ["Measurement", "Offsets", "PairEquations", "measure", "offset_equations", "pair_offsets"]
 
+_STEADYING_PIXELS, _LARGE_SET = 20, 100
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -128,15 +130,33 @@ def measure(pixels: Pixels, overlaps: OverlapMap, others: np.ndarray, statistic:
     labels = overlaps.label_image().reshape(data.shape)
     members = np.column_stack([overlaps.members, np.ones(len(overlaps.members), dtype=bool)])
     sets = bin_pixels(data.ravel(), good.ravel(), labels.ravel(), members)
-    levels = statistic.of_sets(sets, sample_pairs(data, good, labels, members))
+    pairs = sample_pairs(data, good, labels, members)
+    levels = statistic.of_sets(sets, pairs)
+    for k, centre, scale in sets.crowded():
+        one = slice(k, k + 1)
+        alone = bin_pixels(data.ravel(), good.ravel(), labels.ravel(), members[:, one], around=(centre, scale))
+        better = statistic.of_sets(alone, pairs._replace(members=pairs.members[:, one], missing=pairs.missing[one]))
+        for array, value in zip(levels, better, strict=True):
+            array[one] = value
     whole = SkyLevels(*(array[-1:] for array in levels))
     kept = np.flatnonzero(levels.npix[:-1] > 0)
     levels = SkyLevels(*(array[kept] for array in levels))
     shared = sets.shared[np.ix_(kept, kept)]
     sizes = np.diag(shared)
+    levels = levels._replace(sigma=_steadied(levels, whole))
     spread = levels.sigma * np.sqrt(sizes)  # of a single pixel
     covariance = shared * np.outer(spread / sizes, spread / sizes)
     return Measurement(others[kept], levels, covariance, whole)
+
+
+def _steadied(levels: SkyLevels, whole: SkyLevels) -> np.ndarray:
+    """Errors for which the variance of few pixels, which may agree by chance, is drawn to that of the large sets."""
+    variance = levels.npix * levels.sigma**2
+    large = np.sort(np.append(variance[levels.npix >= _LARGE_SET], whole.npix * whole.sigma**2))
+    general = large[(len(large) - 1) // 2]
+    steadied = (levels.npix * variance + _STEADYING_PIXELS * general) / (levels.npix + _STEADYING_PIXELS)
+    few = levels.npix < _STEADYING_PIXELS
+    return np.sqrt(np.where(few, np.maximum(steadied, general), steadied) / levels.npix)
 
 
 def pair_offsets(measurements: Sequence[Measurement], *, weights: str = "variance") -> Offsets:
@@ -208,7 +228,7 @@ def offset_equations(first: np.ndarray, second: np.ndarray, offset: np.ndarray, 
 
 
 def _inverse_variance(sigma: np.ndarray, npix: np.ndarray) -> np.ndarray:
-    """Inverse variances; pairs without any scatter weigh as a thousandth of the typical one, by their pixels."""
+    """Inverse variances; without any scatter, numbers of pixels."""
     scattered = sigma[sigma > 0]
     if scattered.size == 0:
         return npix.astype(float)

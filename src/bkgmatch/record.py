@@ -1,6 +1,7 @@
 """Levels as tables: what is saved, shown, and read back."""
 
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from bkgmatch.options import SkyMatchOptions
 __all__ = ["exposure_table", "pair_table", "pairs_path", "read_levels", "save_tables"]
 
 
-def exposure_table(match: SkyMatch, options: SkyMatchOptions) -> Table:
+def exposure_table(match: SkyMatch, options: SkyMatchOptions, *, unit: str = "", **parameters: object) -> Table:
     """
     Tabulate the exposures.
 
@@ -22,6 +23,10 @@ def exposure_table(match: SkyMatch, options: SkyMatchOptions) -> Table:
         Result of a match.
     options : SkyMatchOptions
         Options that it was made with; they go into the metadata.
+    unit : str
+        Unit of the levels.
+    **parameters
+        Other parameters to keep in the metadata.
 
     Returns
     -------
@@ -39,13 +44,13 @@ def exposure_table(match: SkyMatch, options: SkyMatchOptions) -> Table:
             "npix": match.npix,
             "status": list(match.status),
         },
-        meta={"options": asdict(options)},
+        meta={"bkgmatch": version("bkgmatch"), "options": asdict(options) | parameters},
     )
     table.sort("name")
-    return table
+    return _with_unit(table, unit, "level", "sigma", "sky")
 
 
-def pair_table(match: SkyMatch) -> Table:
+def pair_table(match: SkyMatch, *, unit: str = "") -> Table:
     """
     Tabulate the pairs.
 
@@ -53,6 +58,8 @@ def pair_table(match: SkyMatch) -> Table:
     ----------
     match : SkyMatch
         Result of a match.
+    unit : str
+        Unit of the levels.
 
     Returns
     -------
@@ -78,6 +85,12 @@ def pair_table(match: SkyMatch) -> Table:
         }
     )
     table.sort(["first", "second"])
+    return _with_unit(table, unit, "offset", "sigma", "residual")
+
+
+def _with_unit(table: Table, unit: str, *columns: str) -> Table:
+    for column in columns:
+        table[column].unit = unit or None
     return table
 
 
@@ -102,7 +115,7 @@ def save_tables(path: str | Path, exposures: Table, pairs: Table) -> None:
     pairs.write(pairs_path(path), format="ascii.ecsv", overwrite=True)
 
 
-def read_levels(path: str | Path) -> dict[str, tuple[float, float]]:
+def read_levels(path: str | Path) -> tuple[dict[str, tuple[float, float]], str]:
     """
     Read levels from a saved table.
 
@@ -113,8 +126,10 @@ def read_levels(path: str | Path) -> dict[str, tuple[float, float]]:
 
     Returns
     -------
-    dict
-        Level and its error, by the name of the exposure; exposures without a level are left out.
+    levels : dict
+        Level and its error, by the name of the exposure; both are NaN for exposures without a level.
+    skymethod : str
+        Method that they were made with.
 
     Raises
     ------
@@ -127,7 +142,10 @@ def read_levels(path: str | Path) -> dict[str, tuple[float, float]]:
         raise FileNotFoundError(f"the table {path} does not exist")
     try:
         table = Table.read(path, format="ascii.ecsv")
+        if "first" in table.colnames:
+            raise ValueError("it is a table of pairs; give that of the exposures, without _pairs")
+        skymethod = str(table.meta["options"]["skymethod"])
         rows = [(str(row["name"]), float(row["level"]), float(row["sigma"])) for row in table]
     except Exception as error:  # the reader raises many kinds
         raise ValueError(f"{path} is not a table of levels saved by bkgmatch: {error}") from error
-    return {name: (level, sigma) for name, level, sigma in rows if np.isfinite(level)}
+    return {name: (level, sigma) for name, level, sigma in rows}, skymethod

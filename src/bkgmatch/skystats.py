@@ -15,6 +15,7 @@ __all__ = ["SkyLevels", "SkyStatistic"]
 _KERNEL_PER_BINWIDTH = 5.0
 _GRID_PER_KERNEL = 12
 _FEWEST_PAIRS = 50
+_EDGES = 0.25
 
 
 class SkyLevels(NamedTuple):
@@ -83,10 +84,14 @@ class SkyStatistic:
     ``std/sqrt(n)`` for the mean, enlarged where the clipping limits, which move with the mean, cut into the
     distribution; ``1/(2 f sqrt(n))`` for the median and the midpoint, with ``f`` the density there; for the mode the
     scatter of the slope of the smoothed density over its curvature, and the chance that noise lifts another peak above
-    the highest. Pixels are taken to have independent noise. Where pairs of nearby pixels are given, the error is
-    multiplied by ``sqrt(s + f (1 - s))`` with ``s = sum (psi_1 - psi_2)^2 / sum (psi_1^2 + psi_2^2)``, ``psi`` the
-    influence function of the statistic and ``f`` the part of the pixels that is missing: structure of the sky that
-    nearby pixels, and both exposures of a pair, have in common is not an error of their difference.
+    the highest. Pixels are taken to have independent noise.
+
+    Where pairs of nearby pixels are given, the error is multiplied by ``sqrt(s + (f + 1/4) (1 - s))``, with ``s = sum
+    (psi_1 - psi_2)^2 / sum (psi_1^2 + psi_2^2)``, ``psi`` the influence function of the statistic and ``f`` the part of
+    the pixels that is missing: structure of the sky that nearby pixels, and both exposures of a pair, have in common is
+    not an error of their difference. The quarter is for the edges of the overlap, which fall anywhere between pixels:
+    with W x W pixels on a sky of constant gradient g, and so of variance g^2 W^2 / 12, an edge that is off by up to
+    half a pixel adds the variance g^2 / 48.
 
     Examples
     --------
@@ -195,8 +200,10 @@ class SkyStatistic:
         each = np.square(one).sum(axis=0) + np.square(two).sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             noise = np.square(one - two).sum(axis=0) / each
-        known = (pairs.members.sum(axis=0) >= _FEWEST_PAIRS) & (each > 0)
-        return np.where(known, noise + pairs.missing * np.maximum(1 - noise, 0), 1.0)
+        count = pairs.members.sum(axis=0)
+        noise = np.maximum(noise, 1 / np.maximum(count, 1))  # a sample that shows none proves no more than this
+        apart = np.minimum(pairs.missing + _EDGES, 1)
+        return np.where((count >= _FEWEST_PAIRS) & (each > 0), noise + apart * np.maximum(1 - noise, 0), 1.0)
 
     def _influence(self, values: np.ndarray, window: _Window, value: np.ndarray) -> np.ndarray:
         """Effect of a pixel on the statistic, but for a factor: (n_pixels, 1) values, (n_pixels, n_sets) effects."""

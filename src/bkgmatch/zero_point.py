@@ -72,10 +72,14 @@ def levels(
     """
     lowest, lowest_error = _lowest_of_group(groups, sky, sigma)
     if not options.matches:
+        dead = ~np.isfinite(lowest)
         level, error = lowest, lowest_error
         if options.is_global:
             level, error = _lowest_of_all(np.zeros(len(level), dtype=int), level, error)
-        return level[groups], error[groups]
+        return np.where(dead, np.nan, level)[groups], np.where(dead, np.nan, error)[groups]
+    for i, exposure in enumerate(exposures):
+        if exposure.name == options.zero_point and solution.component[groups[i]] < 0:
+            raise ValueError(f"zero_point={exposure.name}: this exposure overlaps no other; choose one that does")
     matched, error = solution.coefficients[:, 0].copy(), np.sqrt(solution.covariance[:, 0, 0])
     scope = solution.component if options.zero_point_scope == "component" else np.minimum(solution.component, 0)
     for member in range(scope.max(initial=-1) + 1):
@@ -97,11 +101,13 @@ def _add_global(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add the lowest sky that remains after matching; groups that overlap nothing count as matched at zero."""
     alone = scope < 0
+    dead = alone & ~np.isfinite(lowest)
     relative, relative_error = np.where(alone, 0, matched), np.where(alone, 0, error)
     single = scope.max(initial=-1) + 1 + np.cumsum(alone)
     sets = np.where(alone, single, scope) if options.zero_point_scope == "component" else np.zeros_like(scope)
     base, base_error = _lowest_of_all(sets, lowest - relative, lowest_error)
-    return (relative + base)[groups], np.hypot(relative_error, base_error)[groups]
+    total_error = np.hypot(relative_error, base_error)
+    return np.where(dead, np.nan, relative + base)[groups], np.where(dead, np.nan, total_error)[groups]
 
 
 def _lowest_of_group(groups: np.ndarray, sky: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,9 +143,10 @@ def _zero_point(
         backgrounds = [i for i, e in enumerate(exposures) if e.is_background and np.isfinite(sky[i])]
         if not backgrounds:
             raise ValueError("zero_point='background': no dedicated background has good pixels; choose another")
-        gaps = np.abs(np.subtract.outer(*(np.array([exposures[i].time for i in s]) for s in (members, backgrounds))))
+        targets = [i for i in members if not exposures[i].is_background] or members
+        gaps = np.abs(np.subtract.outer(*(np.array([exposures[i].time for i in s]) for s in (targets, backgrounds))))
         nearest, background = np.unravel_index(gaps.argmin(), gaps.shape)
-        return sky[backgrounds[background]] - matched[groups[members[nearest]]]
+        return sky[backgrounds[background]] - matched[groups[targets[nearest]]]
     if policy == "mean":
         return 0.0
     is_low = policy == "lowest" or (policy != "highest" and options.match_down)

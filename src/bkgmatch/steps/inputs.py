@@ -9,7 +9,7 @@ from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
-__all__ = ["check_inputs", "open_library", "unreadable"]
+__all__ = ["check_inputs", "open_library", "read_file", "unreadable"]
 
 log = logging.getLogger("stpipe.bkgmatch.inputs")
 
@@ -77,8 +77,11 @@ def open_library(init: Any, *, in_memory: bool) -> ModelLibrary:
         log.info("in_memory=False has an effect only for associations: these inputs stay in memory")
     members = [init] if isinstance(init, str | Path | JwstDataModel) else list(init or [])
     if not members:
-        raise ValueError("there are no exposures to match: the input is empty")
-    return ModelLibrary([m if isinstance(m, JwstDataModel) else _read(m, datamodels.open) for m in members])
+        raise ValueError(
+            "there are no exposures to match; give an association, for example from "
+            "'asn_from_list --product-name mosaic -o asn.json *_cal.fits'"
+        )
+    return ModelLibrary([m if isinstance(m, JwstDataModel) else read_file(m, datamodels.open) for m in members])
 
 
 def _open_association(init: str | Path | dict, *, on_disk: bool) -> ModelLibrary:
@@ -86,11 +89,33 @@ def _open_association(init: str | Path | dict, *, on_disk: bool) -> ModelLibrary
         return ModelLibrary(init, on_disk=on_disk)
     except Exception:
         for file in _input_files(init):
-            _read(file, read_metadata)
+            read_file(file, read_metadata)
         raise
 
 
-def _read(file: str | Path, reader: Callable[[str], Any]) -> Any:
+def read_file(file: str | Path, reader: Callable[[str], Any]) -> Any:
+    """
+    Read a file.
+
+    Parameters
+    ----------
+    file : str or Path
+        File.
+    reader : callable
+        Function of the file's name.
+
+    Returns
+    -------
+    object
+        What the reader returns.
+
+    Raises
+    ------
+    ValueError
+        If the reader fails, with the name of the file.
+    """
+    if Path(file).is_dir():
+        raise ValueError(f"{file} is a folder; give an association or files")
     try:
         return reader(str(file))
     except Exception as error:  # astropy, asdf and the models raise many kinds

@@ -1,5 +1,6 @@
 """A library of JWST models as exposures of the core."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,15 @@ from bkgmatch.exposures import Exposure, Pixels
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
 from bkgmatch.steps.inputs import unreadable
 
+log = logging.getLogger("stpipe.bkgmatch.library")
+
 __all__ = ["LibraryExposures", "bad_dq_bits", "stem"]
 
 
 def stem(name: str) -> str:
     """Name of an exposure without folder, extension and known suffix (``_cal``, ``_skymatch``, ...)."""
-    return str(remove_suffix(Path(name).stem)[0])
+    file, bracket, number = name.partition("[")  # models that share a file name are numbered
+    return f"{remove_suffix(Path(file).stem)[0]}{bracket}{number}"
 
 
 def bad_dq_bits(dqbits: str | None) -> int:
@@ -63,6 +67,7 @@ class _Known:
     time: float | None
     previous: float
     file: str
+    unit: str
 
 
 class LibraryExposures:
@@ -109,11 +114,19 @@ class LibraryExposures:
             [self._with_model(i, partial(_know, group=groups[i], subtract=subtract)) for i in range(len(library))]
         )
         self._masks = find_masks(masks, files or self._files()) if masks else None
+        if self._masks:
+            log.info("%d of %d exposures have a user mask", sum(m is not None for m in self._masks), len(self._masks))
 
     @property
     def names(self) -> list[str]:
         """Names of the exposures, made unique."""
         return [known.name for known in self._known]
+
+    @property
+    def unit(self) -> str:
+        """Unit of the data, if all exposures have the same."""
+        units = {known.unit for known in self._known}
+        return units.pop() if len(units) == 1 else ""
 
     @property
     def previous(self) -> np.ndarray:
@@ -183,6 +196,7 @@ def _know(model: JwstDataModel, *, group: str, subtract: bool) -> _Known:
         time=next((float(t) for t in times if t is not None), None),
         previous=_previous_level(model, name, subtract=subtract),
         file=model.meta.filename or "",
+        unit=model.meta.bunit_data or "",
     )
 
 

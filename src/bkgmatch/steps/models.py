@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import add_variance, remove_variance, shift
+from bkgmatch.steps.inputs import read_file
 
 __all__ = ["LevelRecord", "skip", "undo", "undo_files"]
 
@@ -49,6 +51,8 @@ class LevelRecord:
             if self.sigma is not None:
                 _add_errors(model, self.sigma)
         model.meta.cal_step.skymatch = "COMPLETE"
+        verb = "subtracted" if self.subtract else "recorded"
+        model.add_history_entry(f"bkgmatch {version('bkgmatch')} {verb} the sky level {self.level:.8g}")
 
 
 def skip(model: JwstDataModel) -> None:
@@ -58,7 +62,7 @@ def skip(model: JwstDataModel) -> None:
 
 def undo(model: JwstDataModel) -> bool:
     """
-    Give back the data as they were before the level was subtracted.
+    Give back a model as it was before its level was recorded or subtracted.
 
     Parameters
     ----------
@@ -68,23 +72,24 @@ def undo(model: JwstDataModel) -> bool:
     Returns
     -------
     bool
-        False if nothing had been subtracted.
+        False if no level was recorded.
     """
     background = model.meta.background
-    if not background.subtracted:
+    if background.level is None or background.subtracted is None:
         return False
-    model.data = shift(model.data, background.level)
-    sigma = _sigma_card(model)
-    if sigma is not None:
-        _remove_errors(model, sigma)
+    if background.subtracted:
+        model.data = shift(model.data, background.level)
+        sigma = _sigma_card(model)
+        if sigma is not None:
+            _remove_errors(model, sigma)
     background.level = background.subtracted = background.method = None
     model.meta.cal_step.skymatch = None
     return True
 
 
-def undo_files(files: Sequence[Path], folder: Path) -> list[Path]:
+def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
     """
-    Undo the subtraction of levels in files.
+    Undo the levels in files.
 
     Parameters
     ----------
@@ -95,29 +100,36 @@ def undo_files(files: Sequence[Path], folder: Path) -> list[Path]:
 
     Returns
     -------
-    list of Path
-        The files written.
+    dict
+        The files written, and whether a level was undone; the others are copies.
 
     Raises
     ------
+    FileNotFoundError
+        If a file does not exist.
     ValueError
-        If nothing was subtracted from a file, or a result would replace its input. Nothing is written then.
+        If a file is no image, or a result would replace its input. Nothing is written then.
     """
     for file in files:
         if not file.exists():
             raise FileNotFoundError(f"{file} does not exist")
         if (folder / file.name).resolve() == file.resolve():
             raise ValueError(f"{file} would be overwritten; choose another folder")
-        with datamodels.open(file) as model:
-            if not model.meta.background.subtracted:
-                raise ValueError(f"{file}: no level has been subtracted (BKGSUB is {model.meta.background.subtracted})")
+        with _open_image(file):
+            pass
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written = {}
     for file in files:
-        with datamodels.open(file) as model:
-            undo(model)
-            written.append(Path(model.save(folder / file.name)))
+        with _open_image(file) as model:
+            undone = undo(model)
+            written[Path(model.save(folder / file.name))] = undone
     return written
+
+
+def _open_image(file: Path) -> JwstDataModel:
+    if file.suffix != ".fits":
+        raise ValueError(f"{file} is not a FITS file; give matched exposures (*_skymatch.fits)")
+    return read_file(file, datamodels.open)
 
 
 def _add_errors(model: JwstDataModel, sigma: float) -> None:

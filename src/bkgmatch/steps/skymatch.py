@@ -11,7 +11,7 @@ from jwst.datamodels import ModelLibrary
 from jwst.stpipe import Step
 from stcal.multiprocessing import compute_num_cores
 
-from bkgmatch.match import SkyMatch, match_skies
+from bkgmatch.match import NO_PIXELS, SkyMatch, match_skies
 from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
 from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
 from bkgmatch.steps.crds import OptionalCrds
@@ -73,15 +73,21 @@ class SkyMatchStep(OptionalCrds, Step):
     reference_file_types: ClassVar[list[str]] = []
 
     skymethod: str
+    masks: list[str] | None
 
-    def process(self, input_models: Any) -> ModelLibrary:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Plain text: the type that strun gives to arguments cannot be saved with the parameters.
+        self.masks = [str(mask) for mask in self.masks or [] if mask not in ("", "None")] or None
+
+    def process(self, *inputs: Any) -> ModelLibrary:
         """
         Run the step.
 
         Parameters
         ----------
-        input_models : str, Path, dict, list, ModelContainer, ModelLibrary or datamodel
-            Association, files or models.
+        *inputs : str, Path, dict, list, ModelContainer, ModelLibrary or datamodel
+            Association, files or models; or several files.
 
         Returns
         -------
@@ -93,16 +99,19 @@ class SkyMatchStep(OptionalCrds, Step):
         ValueError, FileNotFoundError
             If an input or an option cannot be used; the message says which and what to do.
         """
+        input_models = inputs[0] if len(inputs) == 1 else list(inputs)
         self._check_options()
         self._use_present_name()
         files = check_inputs(input_models)
+        self._check_outputs(files)
         prepared = self.prepare_output(input_models, open_models=False)
         library = open_library(prepared, in_memory=self.in_memory)
         with library:
             if self.skymethod == "user":
                 self._record_given(library, _read_skylist(self.skylist))
             elif self.apply_table:
-                self._record_given(library, read_levels(self.apply_table))
+                levels, self.skymethod = read_levels(self.apply_table)
+                self._record_given(library, levels)
             else:
                 self._measure(library, files)
         return library
@@ -119,6 +128,11 @@ class SkyMatchStep(OptionalCrds, Step):
         if self.save_table and not Path(self.save_table).resolve().parent.is_dir():
             raise FileNotFoundError(f"the folder of save_table={self.save_table} does not exist; make it first")
 
+    def _check_outputs(self, files: list[Path]) -> None:
+        for file in files if self.save_results else []:
+            if Path(self.make_output_path(basepath=file.name)).resolve() == file:
+                raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
+
     def _use_present_name(self) -> None:
         method = METHOD_SYNONYMS.get(self.skymethod, self.skymethod)
         if method != self.skymethod:
@@ -130,18 +144,22 @@ class SkyMatchStep(OptionalCrds, Step):
             library,
             dqbits=self.dqbits,
             subtract=self.subtract,
-            masks=_listed(self.masks),
+            masks=self.masks or (),
             regions=self.regions,
             files=files,
         )
         options = self._options(inputs.names)
         found = match_skies(inputs.exposures(), options, cores=self._cores(len(library)))
+        if self.regions and set(found.status) == {NO_PIXELS}:
+            raise ValueError(f"regions={self.regions} leave no good pixel in any exposure; check where they are")
         match = replace(found, level=found.level + inputs.previous)
         for index, (level, sigma) in enumerate(zip(match.level.tolist(), match.sigma.tolist(), strict=True)):
             self._record(inputs, index, level, sigma)
-        _tell(match)
+        _tell(match, inputs.unit, "subtracted" if self.subtract else "recorded")
         if self.save_table:
-            save_tables(self.save_table, exposure_table(match, options), pair_table(match))
+            made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "masks", "regions")}
+            exposures = exposure_table(match, options, unit=inputs.unit, **made_with)
+            save_tables(self.save_table, exposures, pair_table(match, unit=inputs.unit))
 
     def _cores(self, most: int) -> int:
         known = self.maximum_cores.lower() in ("none", "one", "quarter", "half", "all")
@@ -166,6 +184,9 @@ class SkyMatchStep(OptionalCrds, Step):
     def _record_given(self, library: ModelLibrary, given: dict[str, tuple[float, float]]) -> None:
         inputs = LibraryExposures(library, dqbits=None, subtract=self.subtract)
         source = self.skylist or self.apply_table
+        idle = [name for name in ("masks", "regions", "save_table") if getattr(self, name)]
+        if idle:
+            log.warning("%s: without effect where levels are given, not measured", ", ".join(idle))
         levels = {stem(name): value for name, value in given.items()}
         stems = [stem(name) for name in inputs.names]
         missing = [name for name, key in zip(inputs.names, stems, strict=True) if key not in levels]
@@ -181,14 +202,11 @@ class SkyMatchStep(OptionalCrds, Step):
         log.info("The levels of %d exposures are taken from %s", len(stems), source)
 
 
-def _listed(masks: list[str] | None) -> list[str]:
-    """Masks that were given; a parameter file writes none as the text None."""
-    return [mask for mask in masks or [] if mask not in ("", "None")]
-
-
 def _full_name(zero_point: str, names: list[str]) -> str:
     """Name of the exposure that is meant by a zero point, with or without suffix and extension."""
-    if zero_point in ZERO_POINT_POLICIES or zero_point in names:
+    if zero_point.lower() in ZERO_POINT_POLICIES:
+        return zero_point.lower()
+    if zero_point in names:
         return zero_point
     meant = [name for name in names if stem(name) == stem(zero_point)]
     return meant[0] if len(meant) == 1 else zero_point
@@ -220,11 +238,11 @@ def _read_skylist(path: str) -> dict[str, tuple[float, float]]:
     return levels
 
 
-def _tell(match: SkyMatch) -> None:
+def _tell(match: SkyMatch, unit: str, done: str) -> None:
     """Log the levels, the components, and what could not be matched."""
     for name, level, sigma, status in zip(match.names, match.level, match.sigma, match.status, strict=True):
         if np.isfinite(level):
-            log.info("%s: sky level %.6g +- %.2g", name, level, sigma)
+            log.info("%s: sky level %.6g +- %.2g %s %s", name, level, sigma, unit, done)
         else:
             log.warning("%s could not be matched: %s", name, status)
     n_components = match.component.max(initial=-1) + 1
