@@ -19,7 +19,7 @@ _FIRST_BIN = np.int32(127 << (23 - _SHIFT))
 _EDGE_BITS = np.int32(-1 << _SHIFT)
 _FEWEST_BINS = 20
 _LARGEST = np.float32(2.0**100)
-_BLOCK, _CHUNK = 1 << 20, 1 << 15  # pixels: small enough for memory to be used again, and for the cache
+_BLOCK, _CHUNK = 1 << 21, 1 << 15  # pixels: small enough for memory to be used again, and for the cache
 
 
 class Moments(NamedTuple):
@@ -200,15 +200,14 @@ def _tables(
         first = int(cell.min()) // width
         cell -= first * width
         size = (int(cell.max()) // width + 1) * width
-        counts = [np.bincount(cell, weights, minlength=size) for weights in (None, offset, np.square(offset))]
-        blocks.append((first, [table.reshape(-1, width)[:, :n_atoms] for table in counts]))
+        blocks.append((first, [np.bincount(cell, w, minlength=size) for w in (None, offset, np.square(offset))]))
     least = min((first for first, _ in blocks), default=0)
-    end = max((first + len(counts[0]) for first, counts in blocks), default=0)
-    tables = np.zeros((3, end - least, n_atoms))
-    for first, counts in blocks:
-        for table, part in zip(tables, counts, strict=True):
-            table[first - least : first - least + len(part)] += part
-    return least, tables
+    end = max((first + len(sums[0]) // width for first, sums in blocks), default=0)
+    tables = np.zeros((3, (end - least) * width))
+    for first, sums in blocks:
+        for table, part in zip(tables, sums, strict=True):
+            table[(first - least) * width :][: len(part)] += part
+    return least, tables.reshape(3, -1, width)[:, :, :n_atoms]
 
 
 def _spread(

@@ -1,5 +1,6 @@
 """Pairs of nearby pixels, which see nearly the same sky: how much of the scatter of pixels is noise."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -7,8 +8,8 @@ import numpy as np
 __all__ = ["PixelPairs", "sample_pairs"]
 
 _SEPARATION = 2  # pixels along both axes: beyond crosstalk of neighbours, and across the stripes of 1/f noise
-_MOST_PAIRS = 1 << 14
-_PIXELS_PER_PAIR = 8
+_MOST_PAIRS = 1 << 13
+_PIXELS_PER_PAIR = 16
 
 
 class PixelPairs(NamedTuple):
@@ -47,15 +48,18 @@ def sample_pairs(data: np.ndarray, good: np.ndarray, labels: np.ndarray, members
     PixelPairs
         The pairs; there may be none.
     """
-    ny, nx = data.shape
-    rows, columns = ny - _SEPARATION, nx - _SEPARATION
-    size = max(rows, 0) * max(columns, 0)
-    step = max(_PIXELS_PER_PAIR, size // _MOST_PAIRS) | 1  # odd: not the same columns in every row
-    y, x = np.divmod(np.arange(0, size, step), max(columns, 1))
-    one, two = (y, x), (y + _SEPARATION, x + _SEPARATION)
+    one, two = _positions(data.shape[0], data.shape[1])
     use = good[one] & good[two] & (labels[one] == labels[two])
     first, second = (data[place][use].astype(float) for place in (one, two))
     return PixelPairs(first, second, members[labels[one][use]], _missing(good[one], members[labels[one]]))
+
+
+@lru_cache(maxsize=8)
+def _positions(ny: int, nx: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    rows, columns = max(ny - _SEPARATION, 0), max(nx - _SEPARATION, 0)
+    step = max(_PIXELS_PER_PAIR, rows * columns // _MOST_PAIRS) | 1  # odd: not the same columns in every row
+    y, x = np.divmod(np.arange(0, rows * columns, step), max(columns, 1))
+    return (y, x), (y + _SEPARATION, x + _SEPARATION)
 
 
 def _missing(good: np.ndarray, members: np.ndarray) -> np.ndarray:

@@ -193,27 +193,29 @@ class SkyStatistic:
 
     def _noise_share(self, sets: BinnedSets, pairs: PixelPairs, window: _Window, value: np.ndarray) -> np.ndarray:
         """Share of the variance of the statistic that both exposures of a pair do not have in common."""
+        pair, member = np.nonzero(pairs.members)
         one, two = (
-            self._influence((v[:, None] - sets.centre) / sets.scale, window, value) * pairs.members
-            for v in (pairs.one, pairs.two)
+            self._influence((v[pair] - sets.centre) / sets.scale, window, value, member) for v in (pairs.one, pairs.two)
         )
-        each = np.square(one).sum(axis=0) + np.square(two).sum(axis=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            noise = np.square(one - two).sum(axis=0) / each
-        count = pairs.members.sum(axis=0)
+        count, apart, each = (
+            np.bincount(member, weights, minlength=len(sets)) for weights in (None, (one - two) ** 2, one**2 + two**2)
+        )
+        known = (count >= _FEWEST_PAIRS) & (each > 0)
+        noise = np.divide(apart, each, out=np.ones(len(sets)), where=known)
         noise = np.maximum(noise, 1 / np.maximum(count, 1))  # a sample that shows none proves no more than this
-        apart = np.minimum(pairs.missing + _EDGES, 1)
-        return np.where((count >= _FEWEST_PAIRS) & (each > 0), noise + apart * np.maximum(1 - noise, 0), 1.0)
+        different = np.minimum(pairs.missing + _EDGES, 1)
+        return np.where(known, noise + different * np.maximum(1 - noise, 0), 1.0)
 
-    def _influence(self, values: np.ndarray, window: _Window, value: np.ndarray) -> np.ndarray:
-        """Effect of a pixel on the statistic, but for a factor: (n_pixels, 1) values, (n_pixels, n_sets) effects."""
-        distance = np.where((values >= window.lower) & (values <= window.upper), values - value, 0)
+    def _influence(self, values: np.ndarray, window: _Window, value: np.ndarray, member: np.ndarray) -> np.ndarray:
+        """Effect of each value on the statistic of the set that it is a member of, but for a factor."""
+        inside = (values >= window.lower[member]) & (values <= window.upper[member])
+        distance = np.where(inside, values - value[member], 0)
         if self.skystat == "mean":
             return distance
         if self.skystat in ("median", "midpt"):
             return np.sign(distance)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            u = np.nan_to_num(distance / (_KERNEL_PER_BINWIDTH * self.binwidth * window.std))
+        kernel = _KERNEL_PER_BINWIDTH * self.binwidth * window.std[member]
+        u = np.divide(distance, kernel, out=np.zeros_like(distance), where=kernel > 0)
         return u * np.exp(-0.5 * u**2)
 
 
@@ -301,7 +303,7 @@ def _peak(values: np.ndarray, weights: np.ndarray, kernel: float) -> tuple[float
     """Peak of a distribution smoothed by a Gaussian, its standard error, and the error from rival peaks."""
     grid, density = _smooth(values, weights, kernel)
     peak = grid[density.argmax()]
-    for _ in range(3):
+    for _ in range(2):
         u = (values - peak) / kernel
         bell = weights * np.exp(-0.5 * u**2)
         curvature = ((1 - u**2) * bell).sum()
