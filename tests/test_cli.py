@@ -1,0 +1,132 @@
+"""The command line, and what a user does with the results of a mosaic in which one exposure overlaps nothing."""
+
+import shutil
+from pathlib import Path
+
+import asdf
+import numpy as np
+import pytest
+from astropy.io import fits
+from builders import association, constant_files, digest, tile_wcs
+
+from bkgmatch import SkyMatchStep, __version__
+from bkgmatch.cli import main
+from bkgmatch.demo import run_demo
+
+LEVELS = (10.0, 14.0, 11.5)
+
+
+@pytest.fixture
+def matched(tmp_path, offline):
+    """Association, table and results; the fourth exposure overlaps nothing."""
+    pieces = [(tile_wcs((1, 3)), LEVELS), (tile_wcs((1, 1), center=(200.0, -40.0)), (7.0,))]
+    asn = association(constant_files(tmp_path / "given", pieces))
+    table = tmp_path / "levels.ecsv"
+    SkyMatchStep.call(
+        str(asn), subtract=True, save_results=True, output_dir=str(tmp_path / "matched"), save_table=str(table)
+    )
+    return asn, table, sorted((tmp_path / "matched").glob("*_skymatch.fits"))
+
+
+def medians(files):
+    return [float(np.nanmedian(fits.getdata(file, "SCI"))) for file in files]
+
+
+def test_undo_gives_back_what_was_matched_and_copies_the_rest(matched, tmp_path, capsys):
+    *_, files = matched
+    assert main(["undo", *map(str, files), "--out", str(tmp_path / "undone")]) == 0
+    assert capsys.readouterr().out.count("copied as it is") == 1
+    assert sorted(medians(sorted((tmp_path / "undone").glob("*.fits")))) == pytest.approx(sorted((*LEVELS, 7.0)))
+
+
+@pytest.mark.parametrize("wrong", ["levels.ecsv", "given/asn.json", "nowhere.fits", "given"])
+def test_undo_of_what_is_no_image_is_one_line(matched, tmp_path, capsys, wrong):
+    assert main(["undo", str(tmp_path / wrong), "--out", str(tmp_path / "undone")]) == 1
+    message = capsys.readouterr().err
+    assert wrong in message
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "undone").exists()
+
+
+def test_a_skylist_has_all_exposures_and_can_be_used(matched, tmp_path, capsys):
+    asn, table, files = matched
+    skylist = tmp_path / "sky.txt"
+    assert main(["skylist", str(table), "--out", str(skylist)]) == 0
+    assert "was not matched" in capsys.readouterr().err
+    assert [float(line.split()[1]) for line in skylist.read_text().splitlines()] == pytest.approx([0, 4, 1.5, 0])
+    SkyMatchStep.call(
+        str(asn),
+        skymethod="user",
+        skylist=str(skylist),
+        subtract=True,
+        save_results=True,
+        output_dir=str(tmp_path / "user"),
+    )
+    assert medians(sorted((tmp_path / "user").glob("*.fits"))) == pytest.approx(medians(files))
+
+
+def test_a_saved_table_can_be_applied_to_the_same_association(matched, tmp_path):
+    asn, table, files = matched
+    SkyMatchStep.call(
+        str(asn), apply_table=str(table), subtract=True, save_results=True, output_dir=str(tmp_path / "applied")
+    )
+    for file in files:
+        with fits.open(file) as ours, fits.open(tmp_path / "applied" / file.name) as theirs:
+            np.testing.assert_array_equal(ours["SCI"].data, theirs["SCI"].data)
+            assert ours[0].header["S_SKYMAT"] == theirs[0].header["S_SKYMAT"]
+
+
+def test_the_table_of_pairs_is_no_skylist(matched, tmp_path, capsys):
+    assert main(["skylist", str(tmp_path / "levels_pairs.ecsv")]) == 1
+    assert "table of pairs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"suffix": "cal"}, {"suffix": "skymatch"}])
+def test_results_never_replace_inputs(matched, tmp_path, monkeypatch, options):
+    asn, _, files = matched
+    folder = Path(asn).parent if options["suffix"] == "cal" else files[0].parent
+    inputs = sorted(folder.glob("*.fits"))
+    before = digest(inputs)
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match=r"overwrite the input .*set output_dir or another suffix"):
+        SkyMatchStep.call([str(file) for file in inputs], subtract=True, save_results=True, **options)
+    assert digest(inputs) == before
+
+
+def test_parameters_with_masks_can_be_saved(tmp_path):
+    from stpipe._cmdline import FromCommandLine
+
+    step = SkyMatchStep(masks=[FromCommandLine("mask")])
+    step.export_config(tmp_path / "pars.asdf")
+    with asdf.open(tmp_path / "pars.asdf") as saved:
+        assert saved["parameters"]["masks"] == ["mask"]
+
+
+@pytest.mark.parametrize("inputs", [(), ([],)])
+def test_no_input_says_how_to_make_an_association(offline, inputs):
+    with pytest.raises(ValueError, match="asn_from_list"):
+        SkyMatchStep().run(*inputs)
+
+
+def test_several_files_are_matched_together(matched, offline):
+    asn, *_ = matched
+    files = sorted(Path(asn).parent.glob("*_cal.fits"))[:3]
+    library = SkyMatchStep().run(*map(str, files))
+    with library:
+        levels = library.map_function(lambda model, _: model.meta.background.level, modify=False)
+        assert list(levels) == pytest.approx([0, 4, 1.5])
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_demo_without_matplotlib_still_compares(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("bkgmatch.demo.find_spec", lambda name: None)
+    assert run_demo(tmp_path / "demo") < 5
+    assert "No picture" in capfd.readouterr().out
+    assert not list((tmp_path / "demo").glob("*.png"))
+    shutil.rmtree(tmp_path / "demo")
