@@ -44,8 +44,9 @@ class SkyStats:
     --------
     >>> import numpy as np
     >>> from bkgmatch.skymatch import SkyStats
-    >>> SkyStats("mean", upper=10).calc_sky(np.array([1.0, 3.0, 50.0]))
-    (2.0, 2)
+    >>> sky, npix = SkyStats("median", upper=10).calc_sky(np.array([1.0, 2.0, 3.0, 50.0]))
+    >>> print(f"{sky:.3f} from {npix} pixels")
+    2.000 from 3 pixels
     """
 
     def __init__(

@@ -1,0 +1,13 @@
+"""The examples of the docstrings run."""
+
+import doctest
+from importlib import import_module
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["match", "skystats", "skymatch"])
+def test_examples(name):
+    result = doctest.testmod(import_module(f"bkgmatch.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
