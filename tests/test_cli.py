@@ -76,6 +76,17 @@ def test_a_saved_table_can_be_applied_to_the_same_association(matched, tmp_path)
             assert ours[0].header["S_SKYMAT"] == theirs[0].header["S_SKYMAT"]
 
 
+def test_a_table_brings_its_method(matched, tmp_path):
+    asn, *_ = matched
+    table = tmp_path / "local.ecsv"
+    SkyMatchStep.call(str(asn), skymethod="local", save_table=str(table))
+    step = SkyMatchStep(apply_table=str(table))
+    library = step.run(str(asn))
+    with library:
+        assert set(library.map_function(lambda model, _: model.meta.background.method, modify=False)) == {"local"}
+    assert step.skymethod == "match"
+
+
 def test_the_table_of_pairs_is_no_skylist(matched, tmp_path, capsys):
     assert main(["skylist", str(tmp_path / "levels_pairs.ecsv")]) == 1
     assert "table of pairs" in capsys.readouterr().err

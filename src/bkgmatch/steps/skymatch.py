@@ -108,10 +108,9 @@ class SkyMatchStep(OptionalCrds, Step):
         library = open_library(prepared, in_memory=self.in_memory)
         with library:
             if self.skymethod == "user":
-                self._record_given(library, _read_skylist(self.skylist))
+                self._record_given(library, _read_skylist(self.skylist), "user")
             elif self.apply_table:
-                levels, self.skymethod = read_levels(self.apply_table)
-                self._record_given(library, levels)
+                self._record_given(library, *read_levels(self.apply_table))
             else:
                 self._measure(library, files)
         return library
@@ -154,7 +153,7 @@ class SkyMatchStep(OptionalCrds, Step):
             raise ValueError(f"regions={self.regions} leave no good pixel in any exposure; check where they are")
         match = replace(found, level=found.level + inputs.previous)
         for index, (level, sigma) in enumerate(zip(match.level.tolist(), match.sigma.tolist(), strict=True)):
-            self._record(inputs, index, level, sigma)
+            self._record(inputs, index, self.skymethod, level, sigma)
         _tell(match, inputs.unit, "subtracted" if self.subtract else "recorded")
         if self.save_table:
             made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "masks", "regions")}
@@ -171,17 +170,17 @@ class SkyMatchStep(OptionalCrds, Step):
         values = {name: getattr(self, name) for name in SkyMatchOptions.__dataclass_fields__}
         return SkyMatchOptions(**values | {"zero_point": _full_name(self.zero_point, names)})
 
-    def _record(self, inputs: LibraryExposures, index: int, level: float, sigma: float) -> None:
+    def _record(self, inputs: LibraryExposures, index: int, method: str, level: float, sigma: float) -> None:
         recorded = LevelRecord(
             level,
-            method=self.skymethod,
+            method=method,
             subtract=self.subtract,
             previous=float(inputs.previous[index]),
             sigma=sigma if self.propagate_errors else None,
         )
         inputs.update(index, recorded.apply if np.isfinite(level) else skip)
 
-    def _record_given(self, library: ModelLibrary, given: dict[str, tuple[float, float]]) -> None:
+    def _record_given(self, library: ModelLibrary, given: dict[str, tuple[float, float]], method: str) -> None:
         inputs = LibraryExposures(library, dqbits=None, subtract=self.subtract)
         source = self.skylist or self.apply_table
         idle = [name for name in ("masks", "regions", "save_table") if getattr(self, name)]
@@ -192,13 +191,13 @@ class SkyMatchStep(OptionalCrds, Step):
         missing = [name for name, key in zip(inputs.names, stems, strict=True) if key not in levels]
         if missing:
             raise ValueError(f"no level is given for {', '.join(missing)} in {source}")
-        if self.skymethod == "user" and len(given) != len(stems):
+        if method == "user" and len(given) != len(stems):
             raise ValueError(
                 f"Number of entries in skylist {source} ({len(given)}) does not match number of input images "
                 f"({len(stems)}); list each image once"
             )
         for index, key in enumerate(stems):
-            self._record(inputs, index, *levels[key])
+            self._record(inputs, index, method, *levels[key])
         log.info("The levels of %d exposures are taken from %s", len(stems), source)
 
 
