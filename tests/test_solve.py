@@ -67,7 +67,7 @@ def test_covariance_against_dense_pseudo_inverse(p):
     rng = np.random.default_rng(20)
     first, second = random_graph(rng)
     design, _, equations = observations(rng, N, first, second, p)
-    expected = blocks(np.linalg.pinv(design.T @ design), p)
+    expected = blocks(np.linalg.pinv(design.T @ design, rcond=1e-10), p)
     inside = linked(first, second)
     np.testing.assert_allclose(solve(N, equations).covariance[inside], expected[inside], atol=1e-10)
 
@@ -79,7 +79,7 @@ def test_sandwich_against_dense_formula(p):
     design, data, equations = observations(rng, N, first, second, p)
     root = rng.normal(size=(len(data), len(data)))
     scatter = design.T @ root @ root.T @ design
-    inverse = np.linalg.pinv(design.T @ design)
+    inverse = np.linalg.pinv(design.T @ design, rcond=1e-10)
     expected = blocks(inverse @ scatter @ inverse, p)
     found = solve(N, equations, scatter=sparse.csr_array(scatter))
     inside = linked(first, second)
@@ -105,7 +105,7 @@ def test_more_unknowns_than_a_block_of_the_covariance():
     rng = np.random.default_rng(23)
     first, second = random_graph(rng, [np.arange(0, 300, 2), np.arange(1, 300, 2)])
     design, _, equations = observations(rng, 300, first, second, 1)
-    expected = np.diag(np.linalg.pinv(design.T @ design))
+    expected = np.diag(np.linalg.pinv(design.T @ design, rcond=1e-10))
     np.testing.assert_allclose(solve(300, equations).covariance[:, 0, 0], expected, rtol=1e-8)
 
 
@@ -356,7 +356,7 @@ def dense_covariance(offsets, n):
     pairs = np.arange(len(offsets.first))
     design = np.zeros((len(pairs), n))
     design[pairs, offsets.first], design[pairs, offsets.second] = 1, -1
-    response = np.linalg.pinv(design.T * offsets.weight @ design) @ (design.T * offsets.weight)
+    response = np.linalg.pinv(design.T * offsets.weight @ design, rcond=1e-10) @ (design.T * offsets.weight)
     of_pairs = offsets.loading.toarray() @ offsets.scatter.toarray() @ offsets.loading.toarray().T
     return response @ of_pairs @ response.T
 
