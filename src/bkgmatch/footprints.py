@@ -67,8 +67,7 @@ class Footprint:
 
     def project(self, vectors: np.ndarray) -> np.ndarray:
         """Gnomonic projection of unit vectors, shape (n, 3), to the tangent plane, shape (n, 2)."""
-        along = vectors @ self.axes.T
-        return along[:, :2] / along[:, 2:]
+        return _gnomonic(vectors, self.axes)
 
     def to_pixels(self, plane: np.ndarray) -> np.ndarray:
         """Pixel coordinates (x, y), shape (n, 2), of points of the tangent plane, shape (n, 2)."""
@@ -123,7 +122,7 @@ def footprint(
     _, vertices, offsets = shapely.to_ragged_array([region])
     corners = shapely.get_coordinates(detector)
     lattice = _lattice(shape)
-    vectors = _to_vectors(wcs, np.concatenate([vertices, corners, lattice]))
+    vectors = sky_vectors(wcs, np.concatenate([vertices, corners, lattice]))
     ours, around, grid = np.split(vectors, [len(vertices), len(vertices) + len(corners)])
 
     axes = _tangent_axes(grid)
@@ -275,7 +274,8 @@ def _lattice(shape: tuple[int, int]) -> np.ndarray:
     return np.column_stack([x.ravel(), y.ravel()])
 
 
-def _to_vectors(wcs: Callable, pixels: np.ndarray) -> np.ndarray:
+def sky_vectors(wcs: Callable, pixels: np.ndarray) -> np.ndarray:
+    """Sky positions, as unit vectors of shape (n, 3), of pixel coordinates (x, y), shape (n, 2)."""
     try:
         ra, dec = (np.deg2rad(np.asarray(angle, dtype=float)) for angle in wcs(pixels[:, 0], pixels[:, 1]))
     except (TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
-from bkgmatch.footprints import Footprint, outlines_in_plane
+from bkgmatch.footprints import Footprint, outlines_in_plane, sky_vectors
 
 __all__ = ["OverlapMap", "overlap_map"]
 
@@ -108,8 +108,7 @@ def _lookup_intervals(here: Footprint, neighbours: Sequence[Footprint]) -> tuple
     assert here.lookup is not None
     wcs, _ = here.lookup
     y, x = np.indices(here.shape).reshape(2, -1)
-    ra, dec = (np.deg2rad(angle) for angle in wcs(x, y))
-    vectors = np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
+    vectors = sky_vectors(wcs, np.column_stack([x, y]))
     intervals = [_runs(_is_good(neighbour, vectors)) for neighbour in neighbours]
     who = np.repeat(np.arange(len(intervals)), [len(start) for start, _ in intervals])
     starts, stops = (np.concatenate(part) for part in zip(*intervals, strict=True))

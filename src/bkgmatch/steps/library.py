@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -226,11 +227,11 @@ def _previous_level(model: JwstDataModel, name: str, *, subtract: bool) -> float
 
 def _numbered(known: list[_Known]) -> list[_Known]:
     """Models in memory may share a file name: number them."""
-    names = [k.name for k in known]
-    seen: dict[str, int] = {}
+    shared = Counter(k.name for k in known)
+    seen: Counter[str] = Counter()
     unique = []
     for k in known:
-        seen[k.name] = seen.get(k.name, 0) + 1
-        name = k.name if names.count(k.name) == 1 else f"{k.name}[{seen[k.name]}]"
+        seen[k.name] += 1
+        name = k.name if shared[k.name] == 1 else f"{k.name}[{seen[k.name]}]"
         unique.append(replace(k, name=name))
     return unique
