@@ -406,3 +406,24 @@ def test_jwst_can_adjust_the_wcs():
     center = np.array([32.0]), np.array([32.0])
     moved = adjust_wcs(wcs, delta_ra=0.1)
     assert moved(*center)[0] - wcs(*center)[0] == pytest.approx(0.1, abs=1e-9)
+
+
+def test_tilted_backgrounds_are_planes_on_the_sky():
+    exposures = simulate_mosaic(
+        rng=np.random.default_rng(3),
+        detectors=("MIRIMAGE",),
+        tiles=(1, 1),
+        dithers=2,
+        binning=16,
+        scene=None,
+        cosmic_rays=0.0,
+        bad_pixels=0.0,
+        noise=1e-6,
+        tilt=0.3,
+    )
+    for exposure in exposures:
+        y, x = np.nonzero(exposure.good)
+        background = exposure.background(*exposure.wcs(x, y))
+        np.testing.assert_allclose(exposure.data[y, x], background, atol=2e-5)
+        assert np.ptp(background) > 0.1
+    assert exposures[0].slope != exposures[1].slope

@@ -23,6 +23,7 @@ from bkgmatch.detectors import (
     pixels_on_plane,
     reference_pointing,
     static_dq,
+    to_plane,
 )
 from bkgmatch.scenes import Scene, make_scene
 
@@ -119,9 +120,11 @@ class SimulatedExposure:
     wcs : gwcs.WCS
         Pixels to sky.
     level : float
-        Truth: the background level (MJy/sr).
+        Truth: the background level at the detector's reference point (MJy/sr).
     pointing : Pointing
         Position and roll of the detector's reference point (deg).
+    slope : tuple of float
+        Truth: the gradient of the background to the east and to the north (MJy/sr per arcsec).
     """
 
     name: str
@@ -134,6 +137,12 @@ class SimulatedExposure:
     wcs: WCS
     level: float
     pointing: Pointing
+    slope: tuple[float, float] = (0.0, 0.0)
+
+    def background(self, ra: NDArray, dec: NDArray) -> NDArray:
+        """Return the true background in MJy/sr at sky positions in deg: a plane about the reference point."""
+        east, north = to_plane(ra, dec, self.pointing.ra, self.pointing.dec)
+        return self.level + self.slope[0] * east + self.slope[1] * north
 
     @property
     def binning(self) -> int:
@@ -189,11 +198,17 @@ class _Camera:
     lyot_offset: float
     rng: np.random.Generator
 
-    def expose(self, group: str, detector: Detector, pointing: Pointing, level: float) -> SimulatedExposure:
+    def expose(
+        self, group: str, detector: Detector, pointing: Pointing, level: float, tilt: NDArray
+    ) -> SimulatedExposure:
         """Take one image."""
         wcs = detector_wcs(detector, *pointing, binning=self.binning)
         dq = static_dq(detector, binning=self.binning)
         offset = level + self.lyot_offset * lyot_region(detector, binning=self.binning)
+        slope = tilt / (0.5 * max(detector.size) * detector.scale)
+        if tilt.any():
+            east, north = pixels_on_plane(wcs, dq.shape, pointing.ra, pointing.dec)
+            offset = offset + slope[0] * east + slope[1] * north
         sky = _sky_on_pixels(self.scene, wcs, dq.shape, pointing)
         signal = np.where(dq & NON_SCIENCE, 0, sky + offset)
         err = np.sqrt(self.noise**2 + self.shot * np.maximum(signal, 0))
@@ -205,7 +220,9 @@ class _Camera:
         dq[bad] |= DO_NOT_USE
         name = f"{group}_{detector.name.lower()}"
         images = data.astype(np.float32), err.astype(np.float32), dq, rays > 0
-        return SimulatedExposure(name, group, detector, *images, wcs, level, pointing)
+        return SimulatedExposure(
+            name, group, detector, *images, wcs, level, pointing, (float(slope[0]), float(slope[1]))
+        )
 
 
 def _default_scene(
@@ -237,6 +254,7 @@ def simulate_mosaic(
     scene: Scene | Sky | Literal["nebula"] | None = "nebula",
     level_range: tuple[float, float] = (0.2, 1.0),
     level_per: Literal["group", "detector"] = "group",
+    tilt: float = 0.0,
     noise: float = 0.02,
     shot: float = 0.0,
     cosmic_rays: float = 0.002,
@@ -264,6 +282,9 @@ def simulate_mosaic(
         Background levels are uniform in this range (MJy/sr).
     level_per : {"group", "detector"}
         Whether the detectors of one exposure share its level.
+    tilt : float
+        Standard deviation of the change of an exposure's background over half of the detector's longer side, to
+        the east and to the north (MJy/sr).
     noise : float
         Standard deviation of the read noise (MJy/sr).
     shot : float
@@ -303,13 +324,14 @@ def simulate_mosaic(
     levels = rng.uniform(*level_range, (len(plan), len(chips)))
     if level_per == "group":
         levels[:] = levels[:, :1]
+    tilts = tilt * rng.standard_normal((*levels.shape, 2)) if tilt else np.zeros((*levels.shape, 2))
     camera = _Camera(scene, binning, noise, shot, cosmic_rays, bad_pixels, lyot_offset, rng)
     exposures = []
-    for (tile, dither, *where), row in zip(plan, levels.tolist(), strict=True):
-        group = f"jw09001{tile + 1:03d}001_02101_{dither + 1:05d}"
-        for chip, level in zip(chips, row, strict=True):
+    for (number, dither, *where), row, slopes in zip(plan, levels.tolist(), tilts, strict=True):
+        group = f"jw09001{number + 1:03d}001_02101_{dither + 1:05d}"
+        for chip, level, slope in zip(chips, row, slopes, strict=True):
             pointing = reference_pointing(chip, middle, Pointing._make(where))
-            exposures.append(camera.expose(group, chip, pointing, level))
+            exposures.append(camera.expose(group, chip, pointing, level, slope))
     return exposures
 
 
