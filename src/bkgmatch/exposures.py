@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Exposure", "Pixels"]
+__all__ = ["LYOT", "Exposure", "Pixels"]
+
+LYOT = "lyot"
+"""Part of a MIRI tile that is matched to the rest of it."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,13 @@ class Pixels:
         Surface brightness.
     good : ndarray of bool, shape (ny, nx)
         Pixels that may be used. Pixels that are not finite are never used, whatever this says.
+    variance : ndarray, shape (ny, nx), optional
+        Variance of each pixel, where it is known.
     """
 
     data: np.ndarray
     good: np.ndarray
+    variance: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,13 @@ class Exposure:
         Time of the exposure, in days.
     is_background : bool, optional
         Whether this is a dedicated background exposure.
+    tile : str, optional
+        For level matching: the exposures of one tile are dithers of it. By default each exposure is its own tile.
+    part : str, optional
+        For level matching: which part of the tile this is, where parts are matched before tiles: a chip, or
+        ``science`` or ``lyot`` for the fields of MIRI.
+    is_fixed : bool, optional
+        Whether level matching leaves it as it is.
     """
 
     name: str
@@ -54,6 +67,9 @@ class Exposure:
     group: str = ""
     time: float | None = None
     is_background: bool = False
+    tile: str = ""
+    part: str = ""
+    is_fixed: bool = False
 
     @classmethod
     def from_arrays(
@@ -63,6 +79,7 @@ class Exposure:
         wcs: Any,
         *,
         good: np.ndarray | None = None,
+        variance: np.ndarray | None = None,
         **kwargs: object,
     ) -> "Exposure":
         """
@@ -78,6 +95,8 @@ class Exposure:
             ``wcs(x, y) -> (ra, dec)`` in degrees, or an `astropy.wcs.WCS`.
         good : array_like of bool, shape (ny, nx), optional
             Good pixels; by default all that are finite.
+        variance : array_like, shape (ny, nx), optional
+            Variance of each pixel.
         **kwargs
             Further fields of `Exposure`.
 
@@ -89,7 +108,7 @@ class Exposure:
         Raises
         ------
         ValueError
-            If the data are not two-dimensional, or the mask has another shape.
+            If the data are not two-dimensional, or the mask or the variance has another shape.
         """
         data = np.asanyarray(data)
         if data.ndim != 2:
@@ -99,9 +118,12 @@ class Exposure:
             data, mask = data.data, mask & ~np.ma.getmaskarray(data)
         if mask.shape != data.shape:
             raise ValueError(f"{name}: the mask has shape {mask.shape}, the data {data.shape}")
+        variance = None if variance is None else np.asarray(variance)
+        if variance is not None and variance.shape != data.shape:
+            raise ValueError(f"{name}: the variance has shape {variance.shape}, the data {data.shape}")
         if not callable(wcs):
             wcs = wcs.pixel_to_world_values
-        return cls(name, lambda: Pixels(data, mask), wcs, **kwargs)  # type: ignore[arg-type]
+        return cls(name, lambda: Pixels(data, mask, variance), wcs, **kwargs)  # type: ignore[arg-type]
 
 
 def check_names(exposures: Sequence[Exposure]) -> None:

@@ -9,7 +9,16 @@ import shapely
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-__all__ = ["Footprint", "candidate_neighbours", "footprint", "good_region"]
+__all__ = [
+    "Footprint",
+    "candidate_neighbours",
+    "footprint",
+    "gnomonic",
+    "good_region",
+    "outlines_in_plane",
+    "sky_vectors",
+    "solid_angle",
+]
 
 Geometry: TypeAlias = shapely.geometry.base.BaseGeometry
 
@@ -67,7 +76,7 @@ class Footprint:
 
     def project(self, vectors: np.ndarray) -> np.ndarray:
         """Gnomonic projection of unit vectors, shape (n, 3), to the tangent plane, shape (n, 2)."""
-        return _gnomonic(vectors, self.axes)
+        return gnomonic(vectors, self.axes)
 
     def to_pixels(self, plane: np.ndarray) -> np.ndarray:
         """Pixel coordinates (x, y), shape (n, 2), of points of the tangent plane, shape (n, 2)."""
@@ -131,7 +140,7 @@ def footprint(
         raise ValueError(
             f"the image reaches {np.rad2deg(radius):.0f} degrees from its centre; at most 20 can be matched"
         )
-    plane = _gnomonic(grid, axes)
+    plane = gnomonic(grid, axes)
     scale = float(np.abs(plane).max())
     if scale == 0:
         raise ValueError("the WCS is not smooth or not one-to-one: the whole image falls on one point; check the WCS")
@@ -141,7 +150,7 @@ def footprint(
         radius=radius,
         vectors=ours,
         offsets=offsets,
-        frame=shapely.polygons(_gnomonic(around, axes)),
+        frame=shapely.polygons(gnomonic(around, axes)),
         scale=scale,
         coefficients=_fit_pixels(plane / scale, lattice, shape),
         lookup=(wcs, good) if overlap == "exact" else None,
@@ -294,7 +303,8 @@ def _tangent_axes(vectors: np.ndarray) -> np.ndarray:
     return np.array([east, np.cross(centre, east), centre])
 
 
-def _gnomonic(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
+def gnomonic(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Project unit vectors, shape (n, 3), to the tangent plane of axes x, y and tangent point, shape (n, 2)."""
     along = vectors @ axes.T
     return along[:, :2] / along[:, 2:]
 

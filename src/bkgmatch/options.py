@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["METHOD_SYNONYMS", "SkyMatchOptions"]
+__all__ = ["METHOD_SYNONYMS", "LevelMatchOptions", "SkyMatchOptions"]
 
 SkyMethod = Literal["local", "global", "match", "global+match"]
 SkyStat = Literal["mean", "median", "midpt", "mode"]
@@ -11,6 +11,11 @@ Overlap = Literal["good", "footprint", "exact"]
 LevelPer = Literal["exposure", "detector"]
 Scope = Literal["global", "component"]
 Weights = Literal["variance", "npix", "robust"]
+
+FitType = Literal["level", "level+slope", "level+match"]
+ReprojectFunc = Literal["interp", "exact", "adaptive"]
+WeightMethod = Literal["ml", "equal", "npix", "rms"]
+Passes = Literal["sequence", "joint"]
 
 METHOD_SYNONYMS = {
     "localmin": "local",
@@ -79,7 +84,15 @@ class SkyMatchOptions:
     weights: Weights = "variance"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_choices(
+            self,
+            skymethod=SkyMethod,
+            skystat=SkyStat,
+            overlap=Overlap,
+            level_per=LevelPer,
+            zero_point_scope=Scope,
+            weights=Weights,
+        )
         _check_statistic(self)
         if self.stepsize is not None and self.stepsize < 1:
             raise ValueError(f"stepsize must be at least 1 pixel, got {self.stepsize}")
@@ -100,15 +113,84 @@ class SkyMatchOptions:
         return "global" in self.skymethod
 
 
-def _check_choices(options: SkyMatchOptions) -> None:
-    choices = {
-        "skymethod": SkyMethod,
-        "skystat": SkyStat,
-        "overlap": Overlap,
-        "level_per": LevelPer,
-        "zero_point_scope": Scope,
-        "weights": Weights,
-    }
+@dataclass(frozen=True)
+class LevelMatchOptions:
+    """
+    How levels and planes are measured and matched.
+
+    Parameters
+    ----------
+    fit_type_dithers, fit_type_recombine_lyot, fit_type_combine_nircam_short, fit_type_mosaic_tiles : str
+        ``level``: a constant; ``level+slope`` (or ``level+match``): a plane. For the dithers of a tile, for the field
+        of the Lyot coronagraph against the imager's, for the chips of a NIRCam module, and for tiles.
+    passes : {"sequence", "joint"}
+        One pass after the other, or all exposures at once: then ``fit_type_dithers`` is for all.
+    reference : str
+        Whose background stays: ``auto``, ``background``, ``flattest``, ``most_overlaps``, ``mean``, or the name of an
+        exposure, which stands for its tile.
+    do_local_subtraction : bool
+        Whether the background of the reference tile, the median without its sources, becomes zero.
+    weight_method : {"ml", "equal", "npix", "rms"}
+        Weights of the pairs: maximum likelihood; all equal; by number of pixels; by inverse square of the rms.
+    do_sigma_clip : bool
+        Whether sources are masked before pairs are compared.
+    sigma : float
+        Threshold of sources, and of clipping, in standard deviations.
+    npixels : int
+        Least number of connected pixels of a source.
+    dilate_size : int
+        Side of the square that source masks are grown by, in pixels.
+    max_iters : int
+        Most iterations of clipping.
+    min_area_percent : float
+        Least number of common pixels, as a fraction of the mean over the pairs.
+    min_linear_frac : float
+        Least extent of the common pixels along one axis, as a fraction of that of either exposure.
+    rms_sig_limit : float
+        Most rms of a pair, in standard deviations above the mean rms of pairs; 0: no limit.
+    reproject_func : {"interp", "exact", "adaptive"}
+        Bilinear interpolation; or ``reproject_exact`` or ``reproject_adaptive`` of the package reproject.
+    pixel_scale_ratio : float
+        Side of a common cell, in pixels.
+    """
+
+    fit_type_dithers: FitType = "level"
+    fit_type_recombine_lyot: FitType = "level"
+    fit_type_combine_nircam_short: FitType = "level"
+    fit_type_mosaic_tiles: FitType = "level"
+    passes: Passes = "sequence"
+    reference: str = "auto"
+    do_local_subtraction: bool = True
+    weight_method: WeightMethod = "ml"
+    do_sigma_clip: bool = False
+    sigma: float = 3.0
+    npixels: int = 3
+    dilate_size: int = 7
+    max_iters: int = 20
+    min_area_percent: float = 0.002
+    min_linear_frac: float = 0.0
+    rms_sig_limit: float = 0.0
+    reproject_func: ReprojectFunc = "interp"
+    pixel_scale_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        fits = ("dithers", "recombine_lyot", "combine_nircam_short", "mosaic_tiles")
+        _check_choices(
+            self,
+            **{f"fit_type_{name}": FitType for name in fits},
+            passes=Passes,
+            weight_method=WeightMethod,
+            reproject_func=ReprojectFunc,
+        )
+        for name in ("sigma", "pixel_scale_ratio"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("npixels", "dilate_size", "max_iters", "min_area_percent", "min_linear_frac", "rms_sig_limit"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def _check_choices(options: object, **choices: object) -> None:
     for name, literal in choices.items():
         allowed = get_args(literal)
         if getattr(options, name) not in allowed:

@@ -1,5 +1,6 @@
 """Least squares over a graph of overlaps: one small block for each pair of exposures, solved directly."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,16 @@ from scipy.sparse.linalg import SuperLU, splu
 
 from bkgmatch.pairs import Offsets, PairEquations, offset_equations
 
-__all__ = ["Solution", "residuals", "solve", "solve_offsets"]
+__all__ = [
+    "NormalSystem",
+    "Solution",
+    "assemble",
+    "diagonal_blocks",
+    "residuals",
+    "solve",
+    "solve_offsets",
+    "unit_columns",
+]
 
 _BLOCK = 128
 _LEAST_PIVOT = 1e-11  # relative to the diagonal
@@ -67,24 +77,112 @@ def solve(n: int, equations: PairEquations, *, scatter: sparse.sparray | None = 
     With normal matrix N, scatter S and projection P on mean zero, the covariance is
     ``P N^+ S N^+ P`` (the sandwich of Huber 1967, *Proc. Fifth Berkeley Symp.* 1, 221).
     """
-    p = equations.p
-    component = _components(n, equations)
-    normal, rhs = _assemble(n, equations)
-    is_free = np.repeat(component >= 0, p)
-    _, pinned = np.unique(component, return_index=True)
-    is_free.reshape(n, p)[pinned] = False
-    free = np.flatnonzero(is_free)
-    coefficients = np.zeros(n * p)
+    system = NormalSystem(n, equations)
+    _, rhs = assemble(n, equations)
+    p, component = equations.p, system.component
+    coefficients = system.respond(rhs).reshape(n, p)
+    spread = system.normal if scatter is None else scatter.tocsr()
     covariance = np.zeros((n, p, p))
-    if free.size:
-        factors = _factorise(normal[free][:, free].tocsc())
-        coefficients[free] = factors.solve(rhs[free])
-        spread = (normal if scatter is None else scatter)[free][:, free].tocsr()
-        covariance = _covariance(factors, spread, component, free, p)
-    coefficients = _centred(coefficients.reshape(n, p), component)
+    for some in system.blocks():
+        response = system.respond(unit_columns(some, n, p))
+        covariance[some] = diagonal_blocks(response, spread, p)
     coefficients[component < 0] = np.nan
     covariance[component < 0] = np.nan
     return Solution(coefficients, covariance, component)
+
+
+class NormalSystem:
+    """
+    Factorised normal equations of a graph of pairs.
+
+    Parameters
+    ----------
+    n : int
+        Number of unknowns.
+    equations : PairEquations
+        Equations of the pairs.
+    held : ndarray of bool, shape (n,), optional
+        Unknowns whose coefficients are 0. A component without any has mean zero over its unknowns instead.
+    prior : ndarray, shape (p,), optional
+        Inverse variance of each coefficient about the mean of its component, for what the pairs do not determine.
+
+    Attributes
+    ----------
+    component : ndarray of int, shape (n,)
+        Number of the connected component, in order of its first unknown; -1 for unknowns in no equation.
+    normal : sparse array, shape (n p, n p)
+        The normal matrix, with the prior.
+
+    Raises
+    ------
+    ValueError
+        If pairs and prior do not determine the coefficients.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        equations: PairEquations,
+        *,
+        held: np.ndarray | None = None,
+        prior: np.ndarray | None = None,
+    ) -> None:
+        p = equations.p
+        self.n, self.p = n, p
+        self.component = _components(n, equations)
+        self.normal, _ = assemble(n, equations)
+        held = np.zeros(n, dtype=bool) if held is None else held
+        prior = np.zeros(p) if prior is None else prior
+        if prior.any():
+            self.normal = (self.normal + sparse.diags_array(np.tile(prior, n))).tocsr()
+        is_free = np.tile((self.component >= 0) & ~held, (p, 1)).T
+        is_free[np.ix_(self._first_of_afloat(held), prior == 0)] = False
+        self._free = np.flatnonzero(is_free)
+        self._factors = _factorise(self.normal[self._free][:, self._free].tocsc()) if self._free.size else None
+
+    def _first_of_afloat(self, held: np.ndarray) -> np.ndarray:
+        """First unknown of each component in which none is held; remembers the members of these."""
+        anchored = np.unique(self.component[held & (self.component >= 0)])
+        self._afloat = np.where(np.isin(self.component, anchored), -1, self.component)
+        numbers, first = np.unique(self._afloat, return_index=True)
+        return first[numbers >= 0]
+
+    def respond(self, rhs: np.ndarray) -> np.ndarray:
+        """Solutions, shape (n p, ...), to right-hand sides of that shape, with mean zero where nothing is held."""
+        solution = np.zeros(rhs.shape)
+        if self._factors is not None:
+            solution[self._free] = self._factors.solve(self._centred(rhs)[self._free])
+        return self._centred(solution)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Unknowns that occur in equations, a few at a time."""
+        inside = np.flatnonzero(self.component >= 0)
+        return (inside[start : start + _BLOCK] for start in range(0, len(inside), _BLOCK))
+
+    def _centred(self, columns: np.ndarray) -> np.ndarray:
+        inside = self._afloat >= 0
+        if not inside.any():
+            return columns
+        blocks = columns.reshape(self.n, self.p, -1).copy()
+        number = self._afloat[inside]
+        members = sparse.coo_array((np.ones(len(number)), (number, np.arange(len(number))))).tocsr()
+        flat = blocks[inside].reshape(len(number), -1)
+        means = (members @ flat) / np.maximum(members.sum(axis=1), 1)[:, None]
+        blocks[inside] = (flat - means[number]).reshape(len(number), *blocks.shape[1:])
+        return blocks.reshape(columns.shape)
+
+
+def unit_columns(some: np.ndarray, n: int, p: int) -> np.ndarray:
+    """Columns of the unit matrix, shape (n p, len(some) p), for all coefficients of some unknowns."""
+    columns = np.zeros((n * p, len(some) * p))
+    columns[(some[:, None] * p + np.arange(p)).ravel(), np.arange(len(some) * p)] = 1
+    return columns
+
+
+def diagonal_blocks(response: np.ndarray, spread: sparse.csr_array, p: int) -> np.ndarray:
+    """Blocks, shape (m, p, p), of ``response.T @ spread @ response``, for a response of shape (n p, m p)."""
+    scattered = (spread @ response).reshape(len(response), -1, p)
+    return np.einsum("fma,fmb->mab", response.reshape(scattered.shape), scattered)
 
 
 def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False) -> tuple[Solution, Offsets]:
@@ -155,7 +253,24 @@ def _components(n: int, equations: PairEquations) -> np.ndarray:
     return component
 
 
-def _assemble(n: int, equations: PairEquations) -> tuple[sparse.csr_array, np.ndarray]:
+def assemble(n: int, equations: PairEquations) -> tuple[sparse.csr_array, np.ndarray]:
+    """
+    Add up pair equations.
+
+    Parameters
+    ----------
+    n : int
+        Number of unknowns.
+    equations : PairEquations
+        Equations of the pairs.
+
+    Returns
+    -------
+    normal : sparse array, shape (n p, n p)
+        Normal matrix.
+    rhs : ndarray, shape (n p,)
+        Right-hand side.
+    """
     p = equations.p
     unknowns = np.concatenate(
         [equations.first[:, None] * p + np.arange(p), equations.second[:, None] * p + np.arange(p)], axis=1
@@ -177,33 +292,3 @@ def _factorise(normal: sparse.csc_array) -> SuperLU:
     if not (pivots > _LEAST_PIVOT * normal.diagonal()).all():
         raise ValueError(message)
     return factors
-
-
-def _centred(coefficients: np.ndarray, component: np.ndarray) -> np.ndarray:
-    inside = component >= 0
-    sums = np.zeros((component.max(initial=-1) + 1, coefficients.shape[1]))
-    np.add.at(sums, component[inside], coefficients[inside])
-    means = sums / np.bincount(component[inside], minlength=len(sums))[:, None]
-    centred = coefficients.copy()
-    centred[inside] -= means[component[inside]]
-    return centred
-
-
-def _covariance(
-    factors: SuperLU, spread: sparse.csr_array, component: np.ndarray, free: np.ndarray, p: int
-) -> np.ndarray:
-    """Diagonal blocks of the covariance of the centred solution, a few unknowns at a time."""
-    n = len(component)
-    covariance = np.zeros((n, p, p))
-    inside = np.flatnonzero(component >= 0)
-    size = np.bincount(component[inside])
-    free_component, free_coefficient = component[free // p], free % p
-    for start in range(0, len(inside), _BLOCK):
-        some = inside[start : start + _BLOCK]
-        columns = (some[:, None] * p + np.arange(p)).ravel()
-        same = (free_component[:, None] == component[columns // p]) & (free_coefficient[:, None] == columns % p)
-        project = (free[:, None] == columns) - same / size[component[columns // p]]
-        response = factors.solve(project).reshape(len(free), len(some), p)
-        scattered = (spread @ response.reshape(len(free), -1)).reshape(response.shape)
-        covariance[some] = np.einsum("fma,fmb->mab", response, scattered)
-    return covariance

@@ -1,0 +1,537 @@
+"""Differences of exposures in common cells: robust fits of single pairs, then sums over patches of sky.
+
+Where several exposures see a cell, its sky is one unknown. Eliminating it gives each pair (i, j) the weight
+``w_i w_j / sum_m w_m`` there: the sums of such pairs are the normal equations of maximum likelihood.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from bkgmatch.cells import BLOCK, CutOut, plane_in_cells
+from bkgmatch.execution import run
+from bkgmatch.pairs import PairEquations
+from bkgmatch.solve import NormalSystem, assemble
+
+__all__ = ["PATCH", "PairFits", "PairSums", "Start", "fit_pair", "fit_pairs", "patches", "start_solution", "sum_patch"]
+
+PATCH = 4 * BLOCK
+"""Side of a patch of sky, in cells."""
+
+_SAMPLE = 4096
+_FIT_ITERATIONS, _GRAPH_ITERATIONS = 8, 40
+_LEAST_ABSOLUTE_ITERATIONS = 15
+_ROBUST_LIMIT = 3.0
+_FEW, _MANY = 30, 1000
+_RIDGE = 1e-9
+_NORMAL_MAD = 1.4826
+_PHASES = 0.94  # (1.4826 MAD)^2 / variance, where the variance of interpolated cells differs from cell to cell
+_CLIP = 4.0
+_INTERPOLATION = 0.1  # rms error of bilinear interpolation, as a fraction of the second difference
+_SIGNIFICANT = 4.0
+
+
+class PairFits(NamedTuple):
+    """
+    Robust fits of single pairs, p = 1 (constant) or 3 (plane).
+
+    Parameters
+    ----------
+    first, second : ndarray of int, shape (n_pairs,)
+        Exposures.
+    estimate : ndarray, shape (n_pairs, p)
+        Function by which the first exceeds the second.
+    normal : ndarray, shape (n_pairs, p, p)
+        Inverse covariance of the estimate, but for the noise scale.
+    npix : ndarray of int, shape (n_pairs,)
+        About how many common cells there are.
+    excess : ndarray, shape (n_pairs,)
+        Variance of the differences over what the given variances let expect.
+    extent : ndarray, shape (n_pairs, 2)
+        Extent of the common cells along x and y, in cells.
+    rms : ndarray, shape (n_pairs,)
+        Robust scatter of the differences about the fit.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    estimate: np.ndarray
+    normal: np.ndarray
+    npix: np.ndarray
+    excess: np.ndarray
+    extent: np.ndarray
+    rms: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> "PairFits":
+        """Keep some of the pairs."""
+        return PairFits(*(values[chosen] for values in self))
+
+
+@dataclass(frozen=True)
+class Start:
+    """
+    Approximate solution, good enough to tell good cells from bad ones.
+
+    Parameters
+    ----------
+    coefficients : ndarray, shape (n, p)
+        Function of each exposure.
+    noise : ndarray, shape (n,)
+        Factor on the given variance of each exposure.
+    unit : float
+        Unit of length of the planes, in cells.
+    """
+
+    coefficients: np.ndarray
+    noise: np.ndarray
+    unit: float
+
+
+class PairSums(NamedTuple):
+    """
+    Sums over the common cells of pairs.
+
+    Parameters
+    ----------
+    level : ndarray of int, shape (n_pairs,)
+        The pass that the pair belongs to.
+    first, second : ndarray of int, shape (n_pairs,)
+        Exposures, first < second.
+    normal : ndarray, shape (n_pairs, p, p)
+        Sum of w phi phi^T, with the weight w of the pair in each cell.
+    rhs : ndarray, shape (n_pairs, p)
+        Sum of w d phi, with the difference d of the exposures.
+    squares : ndarray, shape (n_pairs,)
+        Sum of w d^2, with the difference less that of the start.
+    npix : ndarray, shape (n_pairs,)
+        Number of common good cells.
+    """
+
+    level: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    normal: np.ndarray
+    rhs: np.ndarray
+    squares: np.ndarray
+    npix: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> "PairSums":
+        """Keep some of the pairs."""
+        return PairSums(*(values[chosen] for values in self))
+
+    def less(self, coefficients: np.ndarray) -> "PairSums":
+        """Subtract functions, shape (n, p), from the exposures."""
+        apart = coefficients[self.first] - coefficients[self.second]
+        return self._replace(rhs=self.rhs - _times(self.normal, apart))
+
+    def offset(self) -> np.ndarray:
+        """Mean difference of each pair."""
+        return self.rhs[:, 0] / self.normal[:, 0, 0]
+
+
+# ---------------------------------------------------------------------------------------------- single pairs
+
+
+def fit_pairs(
+    cutouts: Sequence[CutOut], pairs: Sequence[tuple[int, int]], p: int, unit: float, *, cores: int = 1
+) -> PairFits:
+    """
+    Fit the difference of each pair, on a sample of its cells.
+
+    Parameters
+    ----------
+    cutouts : sequence of CutOut
+        Exposures.
+    pairs : sequence of tuple of int
+        Pairs that may overlap.
+    p : int
+        1 for constants, 3 for planes.
+    unit : float
+        Unit of length of the planes, in cells.
+    cores : int
+        Number of threads.
+
+    Returns
+    -------
+    PairFits
+        Pairs without common cells are left out.
+    """
+    fits = run(lambda pair: fit_pair(cutouts[pair[0]], cutouts[pair[1]], p, unit), pairs, cores=cores)
+    found = [(pair, fit) for pair, fit in zip(pairs, fits, strict=True) if fit]
+    first, second = np.array([pair for pair, _ in found], dtype=int).reshape(-1, 2).T
+    columns = list(zip(*(fit for _, fit in found), strict=True)) or [()] * 6
+    shapes = [(-1, p), (-1, p, p), (-1,), (-1,), (-1, 2), (-1,)]
+    arrays = [np.array(column, dtype=float).reshape(shape) for column, shape in zip(columns, shapes, strict=True)]
+    return PairFits(first, second, *arrays)
+
+
+def fit_pair(one: CutOut, two: CutOut, p: int, unit: float) -> tuple | None:
+    """
+    Fit the difference of two exposures.
+
+    Parameters
+    ----------
+    one, two : CutOut
+        Exposures.
+    p : int
+        1 for a constant, 3 for a plane.
+    unit : float
+        Unit of length of the plane, in cells.
+
+    Returns
+    -------
+    tuple or None
+        The fields of `PairFits` from ``estimate`` on; None without common cells.
+    """
+    (x0, x1), (y0, y1) = (_common_range(one, two, axis) for axis in "xy")
+    if x0 >= x1 or y0 >= y1:
+        return None
+    step = max(1, int(np.sqrt((x1 - x0) * (y1 - y0) / _SAMPLE)))
+    x, y, d = _differences(one, two, (x0, x1), (y0, y1), step)
+    if len(d) < _FEW and step > 1:
+        step = 1
+        x, y, d = _differences(one, two, (x0, x1), (y0, y1), step)
+    if not len(d):
+        return None
+    variances = [c.variance[(y - c.y) // BLOCK, (x - c.x) // BLOCK] for c in (one, two)]
+    expected = one.smoothing * variances[0] + two.smoothing * variances[1]
+    terms = np.stack([np.ones(len(d)), x / unit, y / unit][:p], axis=1)
+    estimate, weights, scale = _robust_fit(terms, d)
+    normal = (terms * (weights / sum(variances))[:, None]).T @ terms * step**2
+    excess = _squared_scale((d - terms @ estimate) / np.sqrt(expected)) / _PHASES if len(d) >= _FEW else np.nan
+    return estimate, normal, len(d) * step**2, excess, (np.ptp(x) + step, np.ptp(y) + step), scale
+
+
+def _common_range(one: CutOut, two: CutOut, axis: str) -> tuple[int, int]:
+    sizes = [c.value.shape["yx".index(axis)] for c in (one, two)]
+    starts = [getattr(c, axis) for c in (one, two)]
+    return max(starts), min(start + size for start, size in zip(starts, sizes, strict=True))
+
+
+def _differences(
+    one: CutOut, two: CutOut, columns: tuple[int, int], rows: tuple[int, int], step: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions and differences of common good cells, every ``step`` in both axes."""
+    parts = [
+        c.value[rows[0] - c.y : rows[1] - c.y : step, columns[0] - c.x : columns[1] - c.x : step] for c in (one, two)
+    ]
+    difference = parts[0] - parts[1]
+    y, x = np.nonzero(np.isfinite(difference))
+    return columns[0] + step * x, rows[0] + step * y, difference[y, x].astype(float)
+
+
+def _robust_fit(terms: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Fit a linear function with Cauchy weights, from the median on; also the weights and the robust scatter."""
+    estimate = np.zeros(terms.shape[1])
+    estimate[0] = np.median(d)
+    residual = d - estimate[0]
+    weights = np.ones(len(d))
+    centre = terms.mean(axis=0) * (np.arange(terms.shape[1]) > 0)
+    centred = terms - centre
+    scale = np.sqrt(_squared_scale(residual))
+    for _ in range(_FIT_ITERATIONS if terms.shape[1] > 1 else 1):
+        weights = 1 / (1 + (residual / max(_ROBUST_LIMIT * scale, 1e-300)) ** 2)
+        normal = (centred * weights[:, None]).T @ centred
+        normal[np.diag_indices(len(normal))] += _RIDGE * normal[0, 0]
+        estimate = np.linalg.solve(normal, centred.T @ (weights * d))
+        residual = d - centred @ estimate
+        scale = np.sqrt(_squared_scale(residual))
+    estimate[0] -= estimate @ centre
+    return estimate, weights, scale
+
+
+def _squared_scale(residual: np.ndarray) -> float:
+    """Variance of a normal distribution with the same median of absolute deviations from zero."""
+    return (_NORMAL_MAD * float(np.median(np.abs(residual)))) ** 2
+
+
+def start_solution(n: int, fits: PairFits, unit: float) -> Start:
+    """
+    Find an approximate solution that a few bad pairs do not move.
+
+    Parameters
+    ----------
+    n : int
+        Number of exposures.
+    fits : PairFits
+        Fits of the pairs.
+    unit : float
+        Unit of length of the planes, in cells.
+
+    Returns
+    -------
+    Start
+        Coefficients with mean zero over each component, 0 for exposures without pairs.
+    """
+    p = fits.estimate.shape[1]
+    prior = 1e-6 * np.median(fits.normal[:, 0, 0]) * (np.arange(p) > 0) if len(fits.first) else None
+    coefficients = np.zeros((n, p))
+    trust = np.ones(len(fits.first))
+    for iteration in range(_GRAPH_ITERATIONS if len(fits.first) else 0):
+        equations = pair_equations(fits.first, fits.second, fits.normal, _times(fits.normal, fits.estimate), trust)
+        system = NormalSystem(n, equations, prior=prior)
+        coefficients = system.respond(assemble(n, equations)[1]).reshape(n, p)
+        apart = fits.estimate - coefficients[fits.first] + coefficients[fits.second]
+        pulls = np.sqrt(np.einsum("na,nab,nb->n", apart, fits.normal, apart) / p)
+        pulls /= max(float(np.median(pulls)) / 0.6745, 1e-300)
+        before, trust = trust, _trust(pulls, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
+        if iteration > _LEAST_ABSOLUTE_ITERATIONS and np.abs(trust - before).max() < 1e-3:
+            break
+    return Start(coefficients, _noise_factors(n, fits), unit)
+
+
+def _trust(pulls: np.ndarray, *, last: bool) -> np.ndarray:
+    return 1 / (1 + (pulls / _ROBUST_LIMIT) ** 2) if last else 1 / np.maximum(pulls, 0.1)
+
+
+def _noise_factors(n: int, fits: PairFits) -> np.ndarray:
+    """Factor on each exposure's variance: the median over its pairs of what is measured over what is expected."""
+    known = np.isfinite(fits.excess) & (fits.excess > 0)
+    many = known & (fits.npix >= _MANY)
+    if many.any():
+        known = many
+    if not known.any():
+        return np.ones(n)
+    factors = np.full(n, np.median(fits.excess[known]))
+    exposure = np.concatenate([fits.first[known], fits.second[known]])
+    excess = np.tile(fits.excess[known], 2)
+    order = np.lexsort((excess, exposure))
+    numbers, start, count = np.unique(exposure[order], return_index=True, return_counts=True)
+    middle = start + count // 2
+    factors[numbers] = (excess[order][middle] + excess[order][start + (count - 1) // 2]) / 2
+    return factors
+
+
+def pair_equations(
+    first: np.ndarray, second: np.ndarray, normal: np.ndarray, rhs: np.ndarray, trust: np.ndarray | None = None
+) -> PairEquations:
+    """
+    Make the equations of pairs whose functions have the same basis.
+
+    Parameters
+    ----------
+    first, second : ndarray of int, shape (n_pairs,)
+        Unknowns.
+    normal : ndarray, shape (n_pairs, p, p)
+        Sum of w phi phi^T.
+    rhs : ndarray, shape (n_pairs, p)
+        Sum of w d phi.
+    trust : ndarray, shape (n_pairs,), optional
+        Factors on the weights.
+
+    Returns
+    -------
+    PairEquations
+        With blocks of 2p x 2p.
+    """
+    trust = np.ones(len(first)) if trust is None else trust
+    signs = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    p = rhs.shape[1]
+    blocks = np.einsum("n,ij,nab->niajb", trust, signs, normal).reshape(len(first), 2 * p, 2 * p)
+    sides = np.einsum("n,i,na->nia", trust, signs[0], rhs).reshape(len(first), 2 * p)
+    return PairEquations(first, second, blocks, sides)
+
+
+def _times(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    return np.einsum("nab,nb->na", matrices, vectors)
+
+
+# ---------------------------------------------------------------------------------------------- patches of sky
+
+
+def patches(cutouts: Sequence[CutOut]) -> dict[tuple[int, int], list[int]]:
+    """Exposures of each patch of sky, by the patch's row and column: only patches that several may see."""
+    members: dict[tuple[int, int], list[int]] = {}
+    for number, c in enumerate(cutouts):
+        ny, nx = c.value.shape
+        for row in range(c.y // PATCH, -(-(c.y + ny) // PATCH)):
+            for column in range(c.x // PATCH, -(-(c.x + nx) // PATCH)):
+                members.setdefault((row, column), []).append(number)
+    return {where: numbers for where, numbers in sorted(members.items()) if len(numbers) > 1}
+
+
+def sum_patch(
+    where: tuple[int, int],
+    members: Sequence[int],
+    cutouts: Sequence[CutOut],
+    start: Start,
+    containers: Sequence[np.ndarray],
+) -> PairSums:
+    """
+    Sum the equations of all pairs over a patch of sky.
+
+    Parameters
+    ----------
+    where : tuple of int
+        Row and column of the patch.
+    members : sequence of int
+        Its exposures.
+    cutouts : sequence of CutOut
+        All exposures.
+    start : Start
+        Approximate solution; cells that do not fit it are left out.
+    containers : sequence of ndarray of int, shape (n,)
+        For each pass, the set within which exposures are matched; each pass has larger sets than the one before.
+
+    Returns
+    -------
+    PairSums
+        The pair of two exposures belongs to the first pass that has both in one set.
+    """
+    numbers = np.asarray(members)
+    p = start.coefficients.shape[1]
+    y0, x0 = where[0] * PATCH, where[1] * PATCH
+    value, weight = _stack(numbers, cutouts, y0, x0, start)
+    seen = (weight > 0).any(axis=(1, 2))
+    numbers, value, weight = numbers[seen], value[seen], weight[seen]
+    x, y, value, weight = _good_cells(value, weight, np.array([cutouts[i].smoothing for i in numbers]))
+    x, y = ((axis - (PATCH - 1) / 2) / start.unit for axis in (x, y))
+    middle = (np.array([x0, y0]) + (PATCH - 1) / 2) / start.unit
+    sums = []
+    earlier = np.arange(len(cutouts))
+    for level, container in enumerate(containers):
+        for members_of_one in _sets(container[numbers], earlier[numbers]):
+            chosen = numbers[members_of_one]
+            some = _pair_sums(value[members_of_one], weight[members_of_one], x, y, p)
+            sums.append(_listed(some, chosen, earlier[chosen], level, middle[: p - 1]))
+        earlier = container
+    return join_sums(sums, p).less(-start.coefficients)
+
+
+def join_sums(sums: Sequence[PairSums], p: int) -> PairSums:
+    """Put lists of pairs together, one entry for each pair."""
+    if not sums:
+        none = np.zeros(0, dtype=int)
+        return PairSums(none, none, none, np.zeros((0, p, p)), np.zeros((0, p)), np.zeros(0), np.zeros(0))
+    level, first, second, *values = (np.concatenate(part) for part in zip(*sums, strict=True))
+    order = np.lexsort((second, first, level))
+    keys = np.stack([level, first, second])[:, order]
+    starts = np.flatnonzero(np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0))) if len(order) else order
+    added = (np.add.reduceat(v[order], starts, axis=0) if len(starts) else v for v in values)
+    return PairSums(*keys[:, starts], *added)
+
+
+def _stack(
+    numbers: np.ndarray, cutouts: Sequence[CutOut], y0: int, x0: int, start: Start
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values less the start, and weights, of a patch's exposures; both are 0 where there is no value."""
+    value = np.full((len(numbers), PATCH, PATCH), np.nan, dtype=np.float32)
+    weight = np.zeros_like(value)
+    blocks = np.zeros((len(numbers), PATCH // BLOCK, PATCH // BLOCK), dtype=np.float32)
+    for k, number in enumerate(numbers):
+        c = cutouts[number]
+        here, there = _windows(c, y0, x0)
+        value[k][here] = c.value[there]
+        value[k] -= plane_in_cells(start.coefficients[number], start.unit, x0, y0, (PATCH, PATCH))
+        blocks[k][_in_blocks(here)] = 1 / (c.variance[_in_blocks(there)] * start.noise[number])
+    weight.reshape(len(numbers), PATCH // BLOCK, BLOCK, -1, BLOCK)[...] = blocks[:, :, None, :, None]
+    missing = np.isnan(value)
+    value[missing] = weight[missing] = 0
+    return value, weight
+
+
+def _windows(c: CutOut, y0: int, x0: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where patch and cut-out have their common cells."""
+    spans = []
+    for start, corner, size in zip((y0, x0), (c.y, c.x), c.value.shape, strict=True):
+        low, high = max(start, corner), min(start + PATCH, corner + size)
+        spans.append((slice(low - start, high - start), slice(low - corner, high - corner)))
+    return (spans[0][0], spans[1][0]), (spans[0][1], spans[1][1])
+
+
+def _in_blocks(window: tuple[slice, slice]) -> tuple[slice, ...]:
+    return tuple(slice(s.start // BLOCK, s.stop // BLOCK) for s in window)
+
+
+def _good_cells(
+    value: np.ndarray, weight: np.ndarray, smoothing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cells that several exposures see: positions, values, and weights, 0 where a value does not fit the others."""
+    total = weight.sum(axis=0)
+    mean = np.einsum("kyx,kyx->yx", value, weight) / np.where(total > 0, total, np.nan)
+    several = np.count_nonzero(weight, axis=0) > 1
+    rough = _interpolation_variance(mean, total)[several]
+    y, x = np.nonzero(several)
+    value, weight, mean, total = value[:, several], weight[:, several], mean[several], total[several]
+    # Of a value about the mean, which it is part of, the variance is less by w / sum w.
+    allowed = _CLIP**2 * (smoothing[:, None] * (1 - weight / total) + rough * weight)
+    strange = ((value - mean) ** 2 * weight > allowed).any(axis=0)
+    weight[:, strange] = _without_outliers(value[:, strange], weight[:, strange], smoothing, rough[strange])
+    weight /= 1 + rough * weight
+    return x, y, value, weight
+
+
+def _interpolation_variance(mean: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Variance by interpolation of a curved sky: from second differences, where they are more than noise."""
+    curved = np.zeros(mean.shape, dtype=np.float32)
+    for axis in (0, 1):
+        inner = [slice(None)] * 2
+        inner[axis] = slice(1, -1)
+        second = np.diff(mean, 2, axis=axis)
+        curved[tuple(inner)] += np.where(np.isnan(second), 0, second) ** 2
+    noise = 12 / np.where(total > 0, total, np.inf)
+    curved[curved < _SIGNIFICANT * noise] = 0
+    return _INTERPOLATION**2 * ndimage.maximum_filter(curved, 3)
+
+
+def _without_outliers(value: np.ndarray, weight: np.ndarray, smoothing: np.ndarray, rough: np.ndarray) -> np.ndarray:
+    """Weights, 0 for values far from the median of their cell; of two values that differ, neither is used."""
+    known = weight > 0
+    ordered = np.where(known, value, np.nan)
+    median = np.nanmedian(ordered, axis=0)
+    count = known.sum(axis=0)
+    single = np.divide(smoothing[:, None], weight, out=np.full(weight.shape, np.inf, np.float32), where=known) + rough
+    pair = 0.25 * np.where(known, single, 0).sum(axis=0)
+    expected = np.where(count == 2, pair, single * (1 + np.pi / 2 / count))
+    return np.where((value - median) ** 2 > _CLIP**2 * expected, 0, weight).astype(np.float32)
+
+
+def _sets(container: np.ndarray, earlier: np.ndarray) -> Iterator[np.ndarray]:
+    """Members of each container that holds several sets of the earlier pass."""
+    for number in np.unique(container):
+        members = np.flatnonzero(container == number)
+        if len(np.unique(earlier[members])) > 1:
+            yield members
+
+
+def _pair_sums(
+    value: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarray, p: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return sums for all pairs (i, j) of k exposures: (k, k, p, p), (k, k, p), (k, k), (k, k)."""
+    total = weight.sum(axis=0)
+    share = weight / np.sqrt(np.where(total > 0, total, 1))
+    product = share * value
+    k = len(value)
+    normal, mixed = np.empty((k, k, p, p)), np.empty((k, k, p))
+    terms = [None, x.astype(np.float32), y.astype(np.float32)][:p]
+    shares = [share if term is None else share * term for term in terms]
+    for a in range(p):
+        mixed[..., a] = product @ shares[a].T
+        for b in range(a, p):
+            normal[..., a, b] = normal[..., b, a] = shares[a] @ shares[b].T
+    rhs = mixed - mixed.transpose(1, 0, 2)
+    own = (product * value) @ share.T
+    squares = own + own.T - 2 * product @ product.T
+    used = (weight > 0).astype(np.float32)
+    return normal, rhs, squares, used @ used.T
+
+
+def _listed(sums: tuple, numbers: np.ndarray, earlier: np.ndarray, level: int, middle: np.ndarray) -> PairSums:
+    """Pairs of different earlier sets that have common cells, as a list, about the origin of the grid."""
+    normal, rhs, squares, npix = sums
+    one, two = np.nonzero(np.triu(npix, 1) * (earlier[:, None] != earlier))
+    p = rhs.shape[-1]
+    shift = np.eye(p)
+    shift[1:, 0] = middle
+    return PairSums(
+        level=np.full(len(one), level),
+        first=numbers[one],
+        second=numbers[two],
+        normal=shift @ normal[one, two] @ shift.T,
+        rhs=rhs[one, two] @ shift.T,
+        squares=squares[one, two].astype(float),
+        npix=npix[one, two].astype(float),
+    )

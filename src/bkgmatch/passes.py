@@ -1,0 +1,258 @@
+"""Solve the sums of pairs in passes: dithers within a tile, parts of a tile, tiles; or all at once.
+
+Nothing is stacked. Exposures that earlier passes have joined move as one: their parameters are tied. The cells' weights
+make this the same as matching the weighted means of the joined exposures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from bkgmatch.differences import PairSums, pair_equations
+from bkgmatch.solve import NormalSystem, assemble, diagonal_blocks, unit_columns
+
+__all__ = ["Pass", "PassesSolution", "solve_passes"]
+
+_LOOSE = 100.0  # standard deviations of a cell
+_TILTS = 3.0
+_HELD = 0.5
+_TRUSTED, _TRUST_ITERATIONS = 4.0, 10
+_BLOCK = 64
+
+
+class Pass(NamedTuple):
+    """
+    One pass.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    slope : bool
+        Whether planes are fitted, or constants.
+    container : ndarray of int, shape (n,)
+        The set within which each exposure is matched.
+    held : ndarray of bool, shape (n,)
+        Exposures that this pass does not change.
+    """
+
+    name: str
+    slope: bool
+    container: np.ndarray
+    held: np.ndarray
+
+
+@dataclass(frozen=True)
+class PassesSolution:
+    """
+    Solution of all passes together.
+
+    Parameters
+    ----------
+    coefficients : ndarray, shape (n, p)
+        Function of each exposure.
+    covariance : ndarray, shape (n, p, p)
+        Their covariance, relative to the mean of the component.
+    component : ndarray of int, shape (n,)
+        Connected set of exposures, in order of the first; -1 for exposures without pairs.
+    trust : ndarray, shape (n_pairs,)
+        Factor on the weight of each pair: less than 1 where it does not agree with the others.
+    loose : ndarray of bool, shape (n,)
+        Exposures with a tilt that the overlaps do not determine: the prior holds it.
+    """
+
+    coefficients: np.ndarray
+    covariance: np.ndarray
+    component: np.ndarray
+    trust: np.ndarray
+    loose: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """One pass, solved: what the errors need of it."""
+
+    system: NormalSystem
+    units: sparse.csr_array  # (n p, units p_k): from the functions of units to those of exposures
+    spread: sparse.csr_array  # covariance of the units' right-hand side
+    normal: sparse.csr_array  # (n p, n p)
+    trust: np.ndarray
+    loose: np.ndarray
+
+
+def solve_passes(
+    n: int, sums: PairSums, passes: Sequence[Pass], fixed: np.ndarray, sigma: np.ndarray, weights: np.ndarray
+) -> PassesSolution:
+    """
+    Solve the passes one after the other.
+
+    Parameters
+    ----------
+    n : int
+        Number of exposures.
+    sums : PairSums
+        Sums of the pairs; ``sums.level`` is the pass of each.
+    passes : sequence of Pass
+        Passes.
+    fixed : ndarray of bool, shape (n,)
+        Exposures whose function is 0.
+    sigma : ndarray, shape (n,)
+        Standard deviation of a cell of each exposure.
+    weights : ndarray, shape (n_pairs,)
+        Factors on the weights; 1 for maximum likelihood.
+
+    Returns
+    -------
+    PassesSolution
+        The sums of the functions of all passes. The last pass has mean zero over the units of each component.
+
+    Notes
+    -----
+    With maximum likelihood the right-hand sides of different passes are not correlated, and the covariance of each is
+    its normal matrix: errors follow backwards through the passes, with the prior's for what it holds.
+    """
+    p = sums.rhs.shape[1]
+    coefficients = np.zeros((n, p))
+    unit = np.arange(n)
+    trust = np.ones(len(sums.first))
+    solved = []
+    for level, one in enumerate(passes):
+        mine = np.flatnonzero(sums.level == level)
+        pairs = sums.take(mine)
+        held = one.held | fixed
+        result, change = _solve_pass(pairs, unit, one.slope, held, coefficients, sigma, weights[mine])
+        coefficients = coefficients + change
+        trust[mine] = result.trust
+        solved.append(result)
+        unit = _joined(unit, pairs)
+    component = _connected(n, sums)
+    return PassesSolution(
+        coefficients=np.where((component >= 0)[:, None], coefficients, np.nan),
+        covariance=_covariance(n, p, solved, component, fixed),
+        component=component,
+        trust=trust,
+        loose=np.any([result.loose for result in solved], axis=0),
+    )
+
+
+def _solve_pass(
+    pairs: PairSums,
+    unit: np.ndarray,
+    slope: bool,
+    held: np.ndarray,
+    before: np.ndarray,
+    sigma: np.ndarray,
+    weights: np.ndarray,
+) -> tuple[_Solved, np.ndarray]:
+    """Solve one pass for the functions of units; return also those of the exposures."""
+    n, p = before.shape
+    n_units = int(unit.max()) + 1
+    q = p if slope else 1
+    first, second = unit[pairs.first], unit[pairs.second]
+    rhs = pairs.rhs - np.einsum("nab,nb->na", pairs.normal, before[pairs.first] - before[pairs.second])
+    held_units = np.zeros(n_units, dtype=bool)
+    held_units[unit[held]] = True
+    variance = (sigma**2)[pairs.first] + (sigma**2)[pairs.second]
+    scale = np.median(sigma)
+
+    def solve(trust: np.ndarray, prior: np.ndarray) -> tuple[NormalSystem, np.ndarray]:
+        equations = pair_equations(first, second, pairs.normal[:, :q, :q], rhs[:, :q], trust * weights)
+        system = NormalSystem(n_units, equations, held=held_units, prior=prior)
+        return system, system.respond(assemble(n_units, equations)[1]).reshape(n_units, q)
+
+    prior = np.array([0.0, *[(_LOOSE * scale) ** -2] * (q - 1)])
+    trust = np.ones(len(first))
+    system, found = solve(trust, prior)
+    if q > 1:
+        prior = prior * (_LOOSE * scale / _plausible_tilt(system, found, scale)) ** 2
+        system, found = solve(trust, prior)
+    for _ in range(_TRUST_ITERATIONS):
+        apart = found[first] - found[second]
+        left = (rhs[:, 0] - np.einsum("nb,nb->n", pairs.normal[:, 0, :q], apart)) / pairs.normal[:, 0, 0]
+        pulls = np.abs(left) / np.sqrt(variance / pairs.npix)
+        earlier, trust = trust, _closing(pulls)
+        if np.abs(trust - earlier).max(initial=0) < 1e-3:
+            break
+        system, found = solve(trust, prior)
+    factors = trust * weights
+    spread = assemble(n_units, pair_equations(first, second, pairs.normal[:, :q, :q], rhs[:, :q], factors**2))[0]
+    spread = (spread + sparse.diags_array(np.tile(prior, n_units))).tocsr()
+    normal = assemble(n, pair_equations(pairs.first, pairs.second, pairs.normal, pairs.rhs, factors))[0]
+    loose = np.zeros(n_units, dtype=bool)
+    if q > 1:
+        loose = (_tilt_variances(system, spread) * prior[1] > _HELD**2).any(axis=1)
+    result = _Solved(system, _tied(unit, p, q), spread, normal, trust, loose[unit])
+    return result, (result.units @ found.ravel()).reshape(n, p)
+
+
+def _closing(pulls: np.ndarray) -> np.ndarray:
+    """Trust in pairs: less for those that disagree with the rest of the graph."""
+    limit = _TRUSTED * max(1.0, float(np.median(pulls)) / 0.6745) if len(pulls) else np.inf
+    return np.minimum(1, limit / np.maximum(pulls, limit)) ** 2
+
+
+def _plausible_tilt(system: NormalSystem, found: np.ndarray, sigma: float) -> float:
+    """Three times the rms of the tilts that are determined best: at least the noise of a cell."""
+    variances = _tilt_variances(system, system.normal).max(axis=1)
+    known = np.isfinite(variances)
+    best = known & (variances <= np.median(variances[known])) if known.any() else known
+    tilts = found[best, 1:]
+    return float(np.clip(_TILTS * np.sqrt(np.mean(tilts**2)), sigma, _LOOSE * sigma)) if tilts.size else sigma
+
+
+def _tilt_variances(system: NormalSystem, spread: sparse.csr_array) -> np.ndarray:
+    """Variances of the tilts of each unit, NaN for units without pairs."""
+    n, p = system.n, system.p
+    variances = np.full((n, p - 1), np.nan)
+    for some in system.blocks():
+        blocks = diagonal_blocks(system.respond(unit_columns(some, n, p)), spread, p)
+        variances[some] = np.einsum("naa->na", blocks)[:, 1:]
+    return variances
+
+
+def _tied(unit: np.ndarray, p: int, q: int) -> sparse.csr_array:
+    """Incidence of exposures' coefficients in those of the units."""
+    rows = (np.arange(len(unit))[:, None] * p + np.arange(q)).ravel()
+    columns = (unit[:, None] * q + np.arange(q)).ravel()
+    shape = (len(unit) * p, (int(unit.max()) + 1) * q)
+    return sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()
+
+
+def _joined(unit: np.ndarray, pairs: PairSums) -> np.ndarray:
+    """Units after a pass: those that it has connected become one."""
+    n = int(unit.max()) + 1
+    links = sparse.coo_array((np.ones(len(pairs.first)), (unit[pairs.first], unit[pairs.second])), shape=(n, n))
+    return connected_components(links, directed=False)[1][unit]
+
+
+def _connected(n: int, sums: PairSums) -> np.ndarray:
+    labels = _joined(np.arange(n), sums)
+    alone = ~np.isin(np.arange(n), np.concatenate([sums.first, sums.second]))
+    labels = np.where(alone, -1, labels)
+    numbers, first = np.unique(labels, return_index=True)
+    order = {int(label): k for k, label in enumerate(numbers[numbers >= 0][np.argsort(first[numbers >= 0])])}
+    return np.array([order.get(int(label), -1) for label in labels])
+
+
+def _covariance(n: int, p: int, solved: Sequence[_Solved], component: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Errors of the summed functions relative to the mean of the component, backwards through the passes."""
+    covariance = np.full((n, p, p), np.nan)
+    inside = np.flatnonzero(component >= 0)
+    anchored = np.isin(component, component[fixed])
+    size = np.bincount(component[inside]) if len(inside) else np.zeros(1)
+    for start in range(0, len(inside), _BLOCK):
+        some = inside[start : start + _BLOCK]
+        same = (component[:, None] == component[some]) & ~anchored[some]
+        means = (same / size[component[some]])[:, None, :, None] * np.eye(p)[:, None, :]
+        columns = unit_columns(some, n, p) - means.reshape(n * p, -1)
+        total = np.zeros((len(some), p, p))
+        for one in reversed(solved):
+            response = one.system.respond(one.units.T @ columns)
+            total += diagonal_blocks(response, one.spread, p) if response.size else 0
+            columns = columns - one.normal @ (one.units @ response)
+        covariance[some] = total
+    return covariance
