@@ -37,6 +37,8 @@ LAYERS = [
     {"reference"},
     {"neighbourhoods"},
     {"levels"},
+    {"plots"},
+    {"images"},
     {"record"},
     {"skymatch"},
     {"detectors"},

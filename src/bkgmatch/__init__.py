@@ -4,11 +4,14 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-__all__ = ["SkyMatchStep", "__version__"]
+__all__ = ["LevelMatchStep", "SkyMatchStep", "__version__"]
 
 __version__ = version("bkgmatch")
 
-_STEPS = {"SkyMatchStep": "bkgmatch.steps.skymatch"}
+_STEPS = {
+    "LevelMatchStep": "bkgmatch.steps.level_match",
+    "SkyMatchStep": "bkgmatch.steps.skymatch",
+}
 
 
 def __getattr__(name: str) -> Any:

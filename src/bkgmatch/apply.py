@@ -5,7 +5,7 @@ import numpy as np
 __all__ = ["add_variance", "remove_variance", "shift"]
 
 
-def shift(data: np.ndarray, level: float) -> np.ndarray:
+def shift(data: np.ndarray, level: float | np.ndarray) -> np.ndarray:
     """
     Add a level to pixels.
 
@@ -13,7 +13,7 @@ def shift(data: np.ndarray, level: float) -> np.ndarray:
     ----------
     data : ndarray
         Pixels.
-    level : float
+    level : float or ndarray of the shape of the data
         Level, negative to subtract; the sum is made in double precision.
 
     Returns

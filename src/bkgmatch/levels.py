@@ -12,7 +12,7 @@ from bkgmatch.cells import Grid
 from bkgmatch.execution import run
 from bkgmatch.exposures import LYOT, Exposure, check_names
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
-from bkgmatch.neighbourhoods import LevelPairs, Neighbourhood, match_neighbourhood
+from bkgmatch.neighbourhoods import LevelPairs, Neighbourhood, Watch, match_neighbourhood
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.passes import Pass
 from bkgmatch.planes import Plane, tangent_axes
@@ -87,7 +87,11 @@ class LevelMatch:
 
 
 def match_levels(
-    exposures: Sequence[Exposure], options: LevelMatchOptions | None = None, *, cores: int = 1
+    exposures: Sequence[Exposure],
+    options: LevelMatchOptions | None = None,
+    *,
+    cores: int = 1,
+    watch: Watch | None = None,
 ) -> LevelMatch:
     """
     Match the backgrounds of exposures.
@@ -100,6 +104,9 @@ def match_levels(
         Options; the defaults are those of the step.
     cores : int
         Number of threads.
+    watch : callable, optional
+        ``watch(names, neighbourhood, cutouts)`` is called with the cells and the result of each set of exposures that
+        has a common grid, for pictures.
 
     Returns
     -------
@@ -125,10 +132,12 @@ def match_levels(
     [5. 7.]
     """
     with threadpool_limits(1, "blas"):  # small matrices in many threads are slower, not faster
-        return _match_levels(exposures, options or LevelMatchOptions(), cores)
+        return _match_levels(exposures, options or LevelMatchOptions(), cores, watch)
 
 
-def _match_levels(exposures: Sequence[Exposure], options: LevelMatchOptions, cores: int) -> LevelMatch:
+def _match_levels(
+    exposures: Sequence[Exposure], options: LevelMatchOptions, cores: int, watch: Watch | None
+) -> LevelMatch:
     if not exposures:
         raise ValueError("there are no exposures to match")
     check_names(exposures)
@@ -138,7 +147,7 @@ def _match_levels(exposures: Sequence[Exposure], options: LevelMatchOptions, cor
     outlines = run(_outline, by_name, cores=cores)
     passes = _passes(by_name, options)
     found = [
-        match_neighbourhood(by_name, outlines, members, passes, options, cores)
+        match_neighbourhood(by_name, outlines, members, passes, options, cores, watch)
         for members in _neighbourhoods(by_name, outlines)
     ]
     return _collected(by_name, outlines, found, order)

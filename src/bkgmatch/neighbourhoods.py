@@ -1,8 +1,8 @@
 """Exposures that have one common grid: cells, pairs, passes and zero point."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from bkgmatch.reference import reference_tile, tile_names
 from bkgmatch.rejection import rejected_pairs
 from bkgmatch.sources import background_level, source_mask
 
-__all__ = ["LevelPairs", "Neighbourhood", "match_neighbourhood"]
+__all__ = ["LevelPairs", "Neighbourhood", "Watch", "match_neighbourhood"]
 
 
 class LevelPairs(NamedTuple):
@@ -105,6 +105,9 @@ class Neighbourhood:
     pairs: LevelPairs
 
 
+Watch: TypeAlias = Callable[[Sequence[str], Neighbourhood, Sequence[CutOut]], None]
+
+
 def match_neighbourhood(
     exposures: Sequence[Exposure],
     outlines: Sequence[Footprint],
@@ -112,6 +115,7 @@ def match_neighbourhood(
     passes: Sequence[Pass],
     options: LevelMatchOptions,
     cores: int,
+    watch: Watch | None = None,
 ) -> Neighbourhood:
     """
     Match exposures that have one common grid.
@@ -130,6 +134,8 @@ def match_neighbourhood(
         Options.
     cores : int
         Number of threads.
+    watch : callable, optional
+        Called with names, result and cells.
 
     Returns
     -------
@@ -156,7 +162,7 @@ def match_neighbourhood(
         zero, name = _zero_point(exposures, members, some, cutouts, coefficients, unit, sums, options)
         coefficients[some] -= zero
         reference.append(name)
-    return Neighbourhood(
+    result = Neighbourhood(
         members=members,
         grid=grid,
         unit=unit,
@@ -178,6 +184,9 @@ def match_neighbourhood(
             trust=trust,
         ),
     )
+    if watch:
+        watch([e.name for e in exposures], result, cutouts)
+    return result
 
 
 def _measured(

@@ -12,6 +12,7 @@ __all__ = ["Plane", "tangent_axes"]
 
 _NODES, _DEGREE = 16, 7
 _ARCSEC = np.pi / 648000
+_SAME = 1e-6  # degrees
 
 
 def tangent_axes(ra: float, dec: float) -> np.ndarray:
@@ -47,7 +48,7 @@ class Plane:
 
     def __add__(self, other: "Plane") -> "Plane":
         """Sum of planes about the same position."""
-        if any(self.slope) and any(other.slope) and self.centre != other.centre:
+        if any(self.slope) and any(other.slope) and not np.allclose(self.centre, other.centre, rtol=0, atol=_SAME):
             raise ValueError(f"planes about {self.centre} and {other.centre} cannot be added")
         slope = (self.slope[0] + other.slope[0], self.slope[1] + other.slope[1])
         return Plane(self.level + other.level, slope, self.centre if any(self.slope) else other.centre)

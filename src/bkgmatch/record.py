@@ -6,11 +6,21 @@ from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
+from astropy.units import Unit, arcsec
 
+from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
-from bkgmatch.options import SkyMatchOptions
+from bkgmatch.options import LevelMatchOptions, SkyMatchOptions
 
-__all__ = ["exposure_table", "pair_table", "pairs_path", "read_levels", "save_tables"]
+__all__ = [
+    "exposure_table",
+    "level_pair_table",
+    "level_table",
+    "pair_table",
+    "pairs_path",
+    "read_levels",
+    "save_tables",
+]
 
 
 def exposure_table(match: SkyMatch, options: SkyMatchOptions, *, unit: str = "", **parameters: object) -> Table:
@@ -86,6 +96,96 @@ def pair_table(match: SkyMatch, *, unit: str = "") -> Table:
     )
     table.sort(["first", "second"])
     return _with_unit(table, unit, "offset", "sigma", "residual")
+
+
+def level_table(match: LevelMatch, options: LevelMatchOptions, *, unit: str = "", **parameters: object) -> Table:
+    """
+    Tabulate the exposures of a level match.
+
+    Parameters
+    ----------
+    match : LevelMatch
+        Result of a match.
+    options : LevelMatchOptions
+        Options that it was made with; they go into the metadata.
+    unit : str
+        Unit of the levels.
+    **parameters
+        Other parameters to keep in the metadata.
+
+    Returns
+    -------
+    Table
+        Columns name, component, ra, dec, level, sigma, slope_east, slope_north, sigma_east, sigma_north, loose,
+        status; sorted by name. Slopes are per arcsecond.
+    """
+    table = Table(
+        {
+            "name": list(match.names),
+            "component": match.component,
+            "ra": match.centre[:, 0],
+            "dec": match.centre[:, 1],
+            "level": match.level,
+            "sigma": match.sigma,
+            "slope_east": match.slope[:, 0],
+            "slope_north": match.slope[:, 1],
+            "sigma_east": match.slope_sigma[:, 0],
+            "sigma_north": match.slope_sigma[:, 1],
+            "loose": match.loose,
+            "status": list(match.status),
+        },
+        meta={
+            "bkgmatch": version("bkgmatch"),
+            "reference": list(match.reference),
+            "options": asdict(options) | parameters,
+        },
+    )
+    table.sort("name")
+    table["ra"].unit = table["dec"].unit = "deg"
+    slopes = ("slope_east", "slope_north", "sigma_east", "sigma_north")
+    per_arcsec = str(Unit(unit, parse_strict="silent") / arcsec)
+    return _with_unit(_with_unit(table, unit, "level", "sigma"), per_arcsec, *slopes)
+
+
+def level_pair_table(match: LevelMatch, *, unit: str = "") -> Table:
+    """
+    Tabulate the pairs of a level match.
+
+    Parameters
+    ----------
+    match : LevelMatch
+        Result of a match.
+    unit : str
+        Unit of the levels.
+
+    Returns
+    -------
+    Table
+        Columns first, second, pass, npix, offset, sigma, rms, residual, trust, status; sorted by the names. A pair is
+        ``down-weighted`` if it does not agree with the others, ``rejected`` if it is beyond a limit.
+    """
+    pairs = match.pairs
+    names = np.array(match.names)
+    one, two = names[pairs.first], names[pairs.second]
+    swap = one > two
+    sign = np.where(swap, -1.0, 1.0)
+    status = np.where(pairs.trust == 0, "rejected", np.where(pairs.trust < 0.5, "down-weighted", "used"))
+    table = Table(
+        {
+            "first": np.where(swap, two, one),
+            "second": np.where(swap, one, two),
+            "pass": pairs.step,
+            "npix": pairs.npix,
+            "offset": sign * pairs.offset,
+            "sigma": pairs.sigma,
+            "rms": pairs.rms,
+            "residual": sign * pairs.residual,
+            "trust": pairs.trust,
+            "status": status,
+        }
+    )
+    table.sort(["first", "second"])
+    return _with_unit(table, unit, "offset", "sigma", "rms", "residual")
 
 
 def _with_unit(table: Table, unit: str, *columns: str) -> Table:

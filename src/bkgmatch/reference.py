@@ -83,10 +83,9 @@ def reference_tile(
     if options.reference == "mean":
         return "mean"
     if options.reference in ("auto", "background"):
-        times = _background_times(everything)
-        timed = [(np.abs(times - e.time).min(), tile) for tile, e in zip(tiles, inside, strict=True) if e.time]
-        if times.size and timed:
-            return min(timed)[1]
+        gaps = _time_gaps(inside, _background_times(everything))
+        if gaps:
+            return min(zip(gaps, tiles, strict=True))[1]
     flatness = {tile: _flatness([c for c, t in zip(cutouts, tiles, strict=True) if t == tile]) for tile in set(tiles)}
     if options.reference == "flattest":
         return min(flatness, key=lambda tile: (flatness[tile], tile))
@@ -96,6 +95,13 @@ def reference_tile(
 
 def _background_times(exposures: Sequence[Exposure]) -> np.ndarray:
     return np.array([e.time for e in exposures if e.is_background and e.time is not None])
+
+
+def _time_gaps(exposures: Sequence[Exposure], times: np.ndarray) -> list[float]:
+    """Time from each exposure to the nearest of the given ones, infinite for those without a time; or nothing."""
+    if not times.size or all(e.time is None for e in exposures):
+        return []
+    return [float(np.abs(times - e.time).min()) if e.time is not None else np.inf for e in exposures]
 
 
 def _flatness(cutouts: Sequence[CutOut]) -> float:

@@ -13,4 +13,7 @@ def get_steps() -> list[tuple[str, str, bool]]:
         Class name, alias, and whether it is a pipeline. The aliases differ from jwst's, which would make
         ``strun skymatch`` ambiguous.
     """
-    return [("bkgmatch.SkyMatchStep", "bkg_skymatch", False)]
+    return [
+        ("bkgmatch.SkyMatchStep", "bkg_skymatch", False),
+        ("bkgmatch.LevelMatchStep", "level_match", False),
+    ]

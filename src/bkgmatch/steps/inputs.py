@@ -1,15 +1,18 @@
 """What a step is given: checked, then opened as a library, with errors that name the file."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jwst.datamodels import ModelContainer, ModelLibrary
+from jwst.stpipe import Step
+from stcal.multiprocessing import compute_num_cores
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
-__all__ = ["check_inputs", "open_library", "read_file", "unreadable"]
+__all__ = ["check_inputs", "check_outputs", "number_of_cores", "open_library", "read_file", "unreadable"]
 
 log = logging.getLogger("stpipe.bkgmatch.inputs")
 
@@ -45,6 +48,58 @@ def check_inputs(init: Any) -> list[Path]:
     if missing:
         raise FileNotFoundError(f"{len(missing)} of {len(files)} inputs do not exist: {', '.join(missing[:5])}")
     return [] if _has_models(init) else files
+
+
+def check_outputs(step: Step, files: list[Path]) -> None:
+    """
+    Check where a step will write.
+
+    Parameters
+    ----------
+    step : Step
+        The step, with its parameters.
+    files : list of Path
+        Its input files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder of its table does not exist.
+    ValueError
+        If a result would overwrite an input.
+    """
+    if step.save_table and not Path(step.save_table).resolve().parent.is_dir():
+        raise FileNotFoundError(f"the folder of save_table={step.save_table} does not exist; make it first")
+    for file in files if step.save_results else []:
+        if Path(step.make_output_path(basepath=file.name)).resolve() == file:
+            raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
+
+
+def number_of_cores(maximum_cores: str, most: int) -> int:
+    """
+    Find how many threads to use.
+
+    Parameters
+    ----------
+    maximum_cores : str
+        ``none``, ``quarter``, ``half``, ``all``, or a number.
+    most : int
+        Number of exposures: more threads have no use.
+
+    Returns
+    -------
+    int
+        Number of threads.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    known = maximum_cores.lower() in ("none", "one", "quarter", "half", "all")
+    if not (known or maximum_cores.isnumeric()):
+        raise ValueError(f"maximum_cores={maximum_cores!r}: use none, quarter, half, all, or a number")
+    return int(compute_num_cores(maximum_cores, most, os.cpu_count() or 1))
 
 
 def open_library(init: Any, *, in_memory: bool) -> ModelLibrary:

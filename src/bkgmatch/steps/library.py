@@ -19,16 +19,27 @@ from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 from bkgmatch.exposures import Exposure, Pixels
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
 from bkgmatch.steps.inputs import unreadable
+from bkgmatch.steps.tiles import Tile, tile_of
 
 log = logging.getLogger("stpipe.bkgmatch.library")
 
-__all__ = ["LibraryExposures", "bad_dq_bits", "stem"]
+__all__ = ["LibraryExposures", "bad_dq_bits", "full_name", "stem"]
 
 
 def stem(name: str) -> str:
     """Name of an exposure without folder, extension and known suffix (``_cal``, ``_skymatch``, ...)."""
     file, bracket, number = name.partition("[")  # models that share a file name are numbered
     return f"{remove_suffix(Path(file).stem)[0]}{bracket}{number}"
+
+
+def full_name(given: str, policies: Sequence[str], names: Sequence[str]) -> str:
+    """Name of the exposure that is meant, with or without suffix and extension; or the policy."""
+    if given.lower() in policies:
+        return given.lower()
+    if given in names:
+        return given
+    meant = [name for name in names if stem(name) == stem(given)]
+    return meant[0] if len(meant) == 1 else given
 
 
 def bad_dq_bits(dqbits: str | None) -> int:
@@ -67,8 +78,10 @@ class _Known:
     wcs: Callable
     time: float | None
     previous: float
+    recorded: float
     file: str
     unit: str
+    tile: Tile
 
 
 class LibraryExposures:
@@ -81,8 +94,9 @@ class LibraryExposures:
         Library; it must be open while exposures are read.
     dqbits : str or None
         DQ flags of good pixels.
-    subtract : bool
-        Whether levels will be subtracted; must agree with earlier subtraction.
+    subtract : bool or None
+        Whether sky levels will be subtracted; must agree with earlier subtraction. None: sky levels stay as they are,
+        and where one is recorded but not subtracted, the data less that level are read.
     masks : sequence of str
         User masks, see `bkgmatch.masks.find_masks`.
     regions : str or None
@@ -101,7 +115,7 @@ class LibraryExposures:
         library: ModelLibrary,
         *,
         dqbits: str | None,
-        subtract: bool,
+        subtract: bool | None,
         masks: Sequence[str] = (),
         regions: str | None = None,
         files: Sequence[Path] = (),
@@ -142,6 +156,15 @@ class LibraryExposures:
             for i, k in enumerate(self._known)
         ]
 
+    @property
+    def tiles(self) -> list[Tile]:
+        """Tile of each exposure."""
+        return [known.tile for known in self._known]
+
+    def use(self, index: int, function: Callable[[JwstDataModel], Any]) -> Any:
+        """Look at one model of the library."""
+        return self._with_model(index, function)
+
     def update(self, index: int, change: Callable[[JwstDataModel], None]) -> None:
         """Change one model of the library."""
         self._with_model(index, change, modify=True)
@@ -168,7 +191,9 @@ class LibraryExposures:
     def _read(self, index: int) -> Pixels:
         known = self._known[index]
         with self._lock:
-            data, dq = self._with_model(index, lambda model: (model.data, model.dq))
+            data, dq, err = self._with_model(index, lambda model: (model.data, model.dq, model.err))
+        if known.recorded:
+            data = data - np.float32(known.recorded)
         good = np.isfinite(data)
         if self._bad_bits and dq is not None:
             if dq.shape != data.shape:
@@ -179,25 +204,27 @@ class LibraryExposures:
             good &= read_mask(mask, data.shape)
         if self._regions:
             good &= region_mask(self._regions, known.wcs, data.shape)
-        return Pixels(data, good)
+        return Pixels(data, good, None if err is None else np.square(err))
 
 
-def _know(model: JwstDataModel, *, group: str, subtract: bool) -> _Known:
+def _know(model: JwstDataModel, *, group: str, subtract: bool | None) -> _Known:
     name = model.meta.filename or "model"
     if getattr(model, "data", None) is None or model.data.ndim != 2:
         raise ValueError(f"{name}: sky matching needs 2-D images, this is a {type(model).__name__}")
     if model.meta.wcs is None:
         raise ValueError(f"{name}: there is no WCS; run the assign_wcs step first")
-    exposure = model.meta.exposure
+    exposure, background = model.meta.exposure, model.meta.background
     times = (exposure.mid_time, exposure.start_time)
     return _Known(
         name=name,
         group=group,
         wcs=partial(model.meta.wcs, with_bounding_box=False),
         time=next((float(t) for t in times if t is not None), None),
-        previous=_previous_level(model, name, subtract=subtract),
+        previous=0.0 if subtract is None else _previous_level(model, name, subtract=subtract),
+        recorded=float(background.level or 0) if subtract is None and background.subtracted is False else 0.0,
         file=model.meta.filename or "",
         unit=model.meta.bunit_data or "",
+        tile=tile_of(model),
     )
 
 

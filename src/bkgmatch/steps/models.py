@@ -10,7 +10,9 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import add_variance, remove_variance, shift
+from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
+from bkgmatch.steps.plane_record import undo_plane
 
 __all__ = ["LevelRecord", "skip", "undo", "undo_files"]
 
@@ -62,26 +64,31 @@ def skip(model: JwstDataModel) -> None:
 
 def undo(model: JwstDataModel) -> bool:
     """
-    Give back a model as it was before its level was recorded or subtracted.
+    Give back a model as it was before its levels were recorded or subtracted.
 
     Parameters
     ----------
     model : JwstDataModel
-        Model; it is changed. The record of the level is removed.
+        Model; it is changed. The records of sky matching and of level matching are removed.
 
     Returns
     -------
     bool
         False if no level was recorded.
     """
+    undone = [undo_plane(model), _undo_level(model)]
+    return any(undone)
+
+
+def _undo_level(model: JwstDataModel) -> bool:
     background = model.meta.background
     if background.level is None or background.subtracted is None:
         return False
     if background.subtracted:
         model.data = shift(model.data, background.level)
-        sigma = _sigma_card(model)
+        sigma = card(model, _SIGMA_CARD)
         if sigma is not None:
-            _remove_errors(model, sigma)
+            _remove_errors(model, float(sigma))
     background.level = background.subtracted = background.method = None
     model.meta.cal_step.skymatch = None
     return True
@@ -133,17 +140,16 @@ def _open_image(file: Path) -> JwstDataModel:
 
 
 def _add_errors(model: JwstDataModel, sigma: float) -> None:
-    earlier = _sigma_card(model)
+    earlier = card(model, _SIGMA_CARD)
     if earlier is not None:
-        _remove_errors(model, earlier)
+        _remove_errors(model, float(earlier))
     _change_errors(model, sigma, add_variance)
-    _cards(model).append([_SIGMA_CARD, float(sigma), "error of BKGLEVEL, added to ERR and VAR_RNOISE"])
+    put_card(model, _SIGMA_CARD, float(sigma), "error of BKGLEVEL, added to ERR and VAR_RNOISE")
 
 
 def _remove_errors(model: JwstDataModel, sigma: float) -> None:
     _change_errors(model, sigma, remove_variance)
-    cards = _cards(model)
-    cards[:] = [card for card in cards if card[0] != _SIGMA_CARD]
+    drop_cards(model, _SIGMA_CARD)
 
 
 def _change_errors(model: JwstDataModel, sigma: float, change: Callable) -> None:
@@ -151,13 +157,3 @@ def _change_errors(model: JwstDataModel, sigma: float, change: Callable) -> None
         model.err = change(model.err, sigma)
     if getattr(model, "var_rnoise", None) is not None:
         model.var_rnoise = np.square(change(np.sqrt(model.var_rnoise), sigma))
-
-
-def _sigma_card(model: JwstDataModel) -> float | None:
-    return next((float(card[1]) for card in _cards(model) if card[0] == _SIGMA_CARD), None)
-
-
-def _cards(model: JwstDataModel) -> list:
-    """Cards of the primary header that are not in the schema; they survive saving and opening."""
-    extra = model.instance.setdefault("extra_fits", {}).setdefault("PRIMARY", {})
-    return extra.setdefault("header", [])

@@ -1,7 +1,6 @@
 """SkyMatchStep: sky levels of overlapping exposures."""
 
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,14 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 from jwst.datamodels import ModelLibrary
 from jwst.stpipe import Step
-from stcal.multiprocessing import compute_num_cores
 
 from bkgmatch.match import NO_PIXELS, SkyMatch, match_skies
 from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
 from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.inputs import check_inputs, open_library
-from bkgmatch.steps.library import LibraryExposures, stem
+from bkgmatch.steps.inputs import check_inputs, check_outputs, number_of_cores, open_library
+from bkgmatch.steps.library import LibraryExposures, full_name, stem
 from bkgmatch.steps.models import LevelRecord, skip
 
 __all__ = ["SkyMatchStep"]
@@ -103,7 +101,7 @@ class SkyMatchStep(OptionalCrds, Step):
         self._check_options()
         self._use_present_name()
         files = check_inputs(input_models)
-        self._check_outputs(files)
+        check_outputs(self, files)
         prepared = self.prepare_output(input_models, open_models=False)
         library = open_library(prepared, in_memory=self.in_memory)
         with library:
@@ -124,13 +122,6 @@ class SkyMatchStep(OptionalCrds, Step):
             raise ValueError("skymethod='user' reads levels from skylist: use either skylist or apply_table")
         if self.propagate_errors and (not self.subtract or self.skymethod == "user"):
             raise ValueError("propagate_errors needs subtract=True and levels with errors (not skymethod='user')")
-        if self.save_table and not Path(self.save_table).resolve().parent.is_dir():
-            raise FileNotFoundError(f"the folder of save_table={self.save_table} does not exist; make it first")
-
-    def _check_outputs(self, files: list[Path]) -> None:
-        for file in files if self.save_results else []:
-            if Path(self.make_output_path(basepath=file.name)).resolve() == file:
-                raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
 
     def _use_present_name(self) -> None:
         method = METHOD_SYNONYMS.get(self.skymethod, self.skymethod)
@@ -148,7 +139,7 @@ class SkyMatchStep(OptionalCrds, Step):
             files=files,
         )
         options = self._options(inputs.names)
-        found = match_skies(inputs.exposures(), options, cores=self._cores(len(library)))
+        found = match_skies(inputs.exposures(), options, cores=number_of_cores(self.maximum_cores, len(library)))
         if self.regions and set(found.status) == {NO_PIXELS}:
             raise ValueError(f"regions={self.regions} leave no good pixel in any exposure; check where they are")
         match = replace(found, level=found.level + inputs.previous)
@@ -160,15 +151,9 @@ class SkyMatchStep(OptionalCrds, Step):
             exposures = exposure_table(match, options, unit=inputs.unit, **made_with)
             save_tables(self.save_table, exposures, pair_table(match, unit=inputs.unit))
 
-    def _cores(self, most: int) -> int:
-        known = self.maximum_cores.lower() in ("none", "one", "quarter", "half", "all")
-        if not (known or self.maximum_cores.isnumeric()):
-            raise ValueError(f"maximum_cores={self.maximum_cores!r}: use none, quarter, half, all, or a number")
-        return int(compute_num_cores(self.maximum_cores, most, os.cpu_count() or 1))
-
     def _options(self, names: list[str]) -> SkyMatchOptions:
         values = {name: getattr(self, name) for name in SkyMatchOptions.__dataclass_fields__}
-        return SkyMatchOptions(**values | {"zero_point": _full_name(self.zero_point, names)})
+        return SkyMatchOptions(**values | {"zero_point": full_name(self.zero_point, ZERO_POINT_POLICIES, names)})
 
     def _record(self, inputs: LibraryExposures, index: int, method: str, level: float, sigma: float) -> None:
         recorded = LevelRecord(
@@ -199,16 +184,6 @@ class SkyMatchStep(OptionalCrds, Step):
         for index, key in enumerate(stems):
             self._record(inputs, index, method, *levels[key])
         log.info("The levels of %d exposures are taken from %s", len(stems), source)
-
-
-def _full_name(zero_point: str, names: list[str]) -> str:
-    """Name of the exposure that is meant by a zero point, with or without suffix and extension."""
-    if zero_point.lower() in ZERO_POINT_POLICIES:
-        return zero_point.lower()
-    if zero_point in names:
-        return zero_point
-    meant = [name for name in names if stem(name) == stem(zero_point)]
-    return meant[0] if len(meant) == 1 else zero_point
 
 
 def _read_skylist(path: str) -> dict[str, tuple[float, float]]:

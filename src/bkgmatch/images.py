@@ -1,0 +1,225 @@
+"""FITS images of any telescope as exposures, and their corrected copies."""
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import asdf
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from bkgmatch.apply import shift
+from bkgmatch.exposures import Exposure, Pixels
+from bkgmatch.planes import Plane
+
+__all__ = ["FitsImage"]
+
+_JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
+_CARDS = ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC")
+
+
+@dataclass(frozen=True)
+class FitsImage:
+    """
+    The first image of a FITS file.
+
+    Parameters
+    ----------
+    path : Path
+        The file. It is never changed.
+    extension : int
+        Number of the image's extension.
+    shape : tuple of int
+        Shape of the image, (ny, nx).
+    unit : str
+        Its unit, from BUNIT.
+    wcs : callable
+        ``wcs(x, y) -> (ra, dec)`` in degrees: the gwcs of JWST files, or that of the FITS header.
+    """
+
+    path: Path
+    extension: int
+    shape: tuple[int, int]
+    unit: str
+    wcs: Callable
+
+    @classmethod
+    def open(cls, path: str | Path) -> "FitsImage":
+        """
+        Find the image of a file: the extension SCI, or else the first with two dimensions.
+
+        Parameters
+        ----------
+        path : str or Path
+            FITS file.
+
+        Returns
+        -------
+        FitsImage
+            The image; its pixels are not kept.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is not FITS, or has no image, or no celestial WCS.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        try:
+            with fits.open(path) as hdus:
+                extension = _image_extension(hdus)
+                header = hdus[extension].header
+                shape = (header["NAXIS2"], header["NAXIS1"])
+                return cls(path, extension, shape, str(header.get("BUNIT", "")), _wcs(hdus, extension))
+        except Exception as error:  # astropy and asdf raise many kinds
+            raise ValueError(f"{path} cannot be read as a FITS image with a celestial WCS: {error}") from error
+
+    def exposure(self, **kwargs: Any) -> Exposure:
+        """Exposure of this image, with further fields of `Exposure`; it is named after the file."""
+        return Exposure(self.path.name, self._read, self.wcs, **kwargs)
+
+    def write(self, folder: Path, plane: Plane) -> Path:
+        """
+        Write a copy from which a plane is subtracted, with a record of it in the header.
+
+        Parameters
+        ----------
+        folder : Path
+            Where to write; the copy keeps the name.
+        plane : Plane
+            What to subtract; what was subtracted before is added to the record.
+
+        Returns
+        -------
+        Path
+            The copy.
+        """
+        return self._copy(folder, partial(_subtract, plane=plane))
+
+    def undo(self, folder: Path) -> tuple[Path, bool]:
+        """
+        Write a copy without what `write` subtracted.
+
+        Parameters
+        ----------
+        folder : Path
+            Where to write; the copy keeps the name.
+
+        Returns
+        -------
+        path : Path
+            The copy.
+        undone : bool
+            False if nothing was subtracted.
+        """
+        with fits.open(self.path) as hdus:
+            recorded = read_plane(hdus[0].header)
+        return self._copy(folder, partial(_undo, plane=recorded)), recorded is not None
+
+    def _read(self) -> Pixels:
+        with fits.open(self.path) as hdus:
+            data = np.array(hdus[self.extension].data, dtype=np.float32)
+            good = np.isfinite(data)
+            if "DQ" in hdus and hdus[0].header.get("TELESCOP") == "JWST":
+                good &= (hdus["DQ"].data & _JWST_BAD) == 0
+            variance = np.square(hdus["ERR"].data, dtype=np.float32) if "ERR" in hdus else None
+        if variance is not None and variance.shape != data.shape:
+            raise ValueError(f"{self.path}: ERR has shape {variance.shape}, the image {data.shape}")
+        return Pixels(data, good, variance)
+
+    def _copy(self, folder: Path, change: Callable) -> Path:
+        path = folder / self.path.name
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with fits.open(self.path) as hdus:
+                change(hdus, self)
+                hdus.writeto(part, overwrite=True)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+
+def read_plane(header: Mapping[str, Any]) -> Plane | None:
+    """
+    Read the record of what was subtracted.
+
+    Parameters
+    ----------
+    header : mapping
+        Primary header.
+
+    Returns
+    -------
+    Plane or None
+        The sum of what was subtracted.
+    """
+    if "LVLMATCH" in header:
+        return Plane(float(header["LVLMATCH"]))
+    if not all(keyword in header for keyword in _CARDS[1:]):
+        return None
+    east, north, level, ra, dec = (float(header[keyword]) for keyword in _CARDS[1:])
+    return Plane(level, (east, north), (ra, dec))
+
+
+def _image_extension(hdus: fits.HDUList) -> int:
+    images = [k for k, hdu in enumerate(hdus) if hdu.is_image and hdu.header.get("NAXIS") == 2]
+    named = [k for k in images if hdus[k].name == "SCI"]
+    if not images:
+        raise ValueError("it holds no image with two dimensions")
+    return (named or images)[0]
+
+
+def _wcs(hdus: fits.HDUList, extension: int) -> Callable:
+    if "ASDF" in hdus:
+        with asdf.open(io.BytesIO(hdus["ASDF"].data.tobytes())) as tree:
+            wcs = tree.tree.get("meta", {}).get("wcs")
+            if wcs is not None:
+                return partial(wcs, with_bounding_box=False)
+    wcs = WCS(hdus[extension].header, hdus)
+    if not wcs.has_celestial:
+        raise ValueError("the header has no celestial WCS")
+    return wcs.celestial.pixel_to_world_values
+
+
+def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane) -> None:
+    hdu, header = hdus[image.extension], hdus[0].header
+    hdu.data = shift(_floating(hdu.data), -plane.on_pixels(image.wcs, image.shape))
+    earlier = read_plane(header)
+    total = earlier + plane if earlier else plane
+    _remove_cards(header)
+    if any(total.slope):
+        values = [*total.slope, total.level, *total.centre]
+        comments = ["per arcsec to the east", "per arcsec to the north", "level", "[deg] there", "[deg] there"]
+        for keyword, value, comment in zip(_CARDS[1:], values, comments, strict=True):
+            header[keyword] = (value, f"matched plane: {comment}")
+    else:
+        header["LVLMATCH"] = (total.level, "matched level")
+    header["S_LVLMAT"] = ("COMPLETE", "Level matching")
+    header.add_history(f"bkgmatch {version('bkgmatch')} subtracted the level {plane.level:.8g}")
+
+
+def _undo(hdus: fits.HDUList, image: FitsImage, *, plane: Plane | None) -> None:
+    if plane is not None:
+        hdu = hdus[image.extension]
+        hdu.data = shift(_floating(hdu.data), plane.on_pixels(image.wcs, image.shape))
+    _remove_cards(hdus[0].header)
+
+
+def _floating(data: np.ndarray) -> np.ndarray:
+    """Return data as they are, or in float32 if they are integers."""
+    return data if data.dtype.kind == "f" else data.astype(np.float32)
+
+
+def _remove_cards(header: fits.Header) -> None:
+    for keyword in (*_CARDS, "S_LVLMAT"):
+        header.remove(keyword, ignore_missing=True)

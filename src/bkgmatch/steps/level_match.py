@@ -1,0 +1,177 @@
+"""LevelMatchStep: constants and planes from pixel-by-pixel differences, in passes."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from astropy.units import Unit
+from jwst.datamodels import ModelLibrary
+from jwst.stpipe import Step
+
+from bkgmatch.exposures import Exposure
+from bkgmatch.images import FitsImage
+from bkgmatch.levels import MATCHED, LevelMatch, match_levels
+from bkgmatch.options import LevelMatchOptions
+from bkgmatch.plots import PairPlots
+from bkgmatch.record import level_pair_table, level_table, save_tables
+from bkgmatch.reference import REFERENCE_POLICIES
+from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.inputs import check_inputs, check_outputs, number_of_cores, open_library
+from bkgmatch.steps.library import LibraryExposures, full_name
+from bkgmatch.steps.parts import Part, find_parts, largest_pull, plane_records, recombined, split_halves
+from bkgmatch.steps.plane_record import read_record, skip_planes
+
+__all__ = ["LevelMatchStep"]
+
+log = logging.getLogger("stpipe.bkgmatch.level_match")
+
+
+class LevelMatchStep(OptionalCrds, Step):
+    """Match the backgrounds of overlapping exposures, pixel by pixel, with constants or planes."""
+
+    class_alias = "level_match"
+
+    spec = """
+        # What is fitted, in passes:
+        fit_type_dithers = option('level', 'level+slope', 'level+match', default='level') # constants or planes for the dithers of a tile
+        fit_type_recombine_lyot = option('level', 'level+slope', 'level+match', default='level') # for the Lyot field of MIRI
+        fit_type_combine_nircam_short = option('level', 'level+slope', 'level+match', default='level') # for the chips of a NIRCam module
+        fit_type_mosaic_tiles = option('level', 'level+slope', 'level+match', default='level') # for the tiles of a mosaic
+        recombine_lyot = boolean(default=False) # match the Lyot field of MIRI to the imager's?
+        combine_nircam_short = boolean(default=False) # match the four short-wavelength chips of a module before tiles?
+        passes = option('sequence', 'joint', default='sequence') # one pass after the other, or all exposures at once
+
+        # The zero point:
+        reference = string(default='auto') # auto, background, flattest, most_overlaps, mean or the name of an exposure
+        do_local_subtraction = boolean(default=True) # make the background of the reference tile zero?
+        fixed = force_list(default=None) # exposures or images that stay as they are, and that the others are matched to
+
+        # How pairs are measured:
+        dqbits = string(default='~DO_NOT_USE+NON_SCIENCE') # "good" DQ bits
+        reproject_func = option('interp', 'exact', 'adaptive', default='interp') # how pixels come to common cells
+        pixel_scale_ratio = float(default=1.0) # side of a common cell, in pixels
+        do_sigma_clip = boolean(default=False) # mask sources before pairs are compared?
+        sigma = float(default=3.0) # threshold of sources and of clipping, in sigma
+        npixels = integer(min=0, default=3) # least number of connected pixels of a source
+        dilate_size = integer(min=0, default=7) # growth of source masks, in pixels
+        max_iters = integer(min=0, default=20) # most iterations of clipping
+        weight_method = option('ml', 'equal', 'npix', 'rms', default='ml') # weights of the pairs
+        min_area_percent = float(min=0.0, default=0.002) # least number of common pixels, as a fraction of the mean
+        min_linear_frac = float(min=0.0, default=0.0) # least extent of the common pixels, as a fraction of the exposures'
+        rms_sig_limit = float(min=0.0, default=0.0) # most rms of a pair, in sigma above the mean; 0: no limit
+
+        # Results:
+        subtract = boolean(default=True) # subtract the matched levels?
+        save_table = string(default=None) # File name for the ECSV table of levels; that of the pairs is *_pairs.ecsv
+        save_plots = string(default=None) # folder for pictures of the pairs and of the mosaic
+        suffix = string(default='levelmatch') # suffix of saved files
+        output_use_model = boolean(default=True) # name saved files after the exposures
+
+        # Memory and speed:
+        in_memory = boolean(default=True) # If False, preserve memory using temporary files
+        maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
+    """  # noqa: E501
+
+    reference_file_types: ClassVar[list[str]] = []
+
+    fixed: list[str] | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Plain text: the type that strun gives to arguments cannot be saved with the parameters.
+        self.fixed = [str(name) for name in self.fixed or [] if name not in ("", "None")] or None
+
+    def process(self, *inputs: Any) -> ModelLibrary:
+        """
+        Run the step.
+
+        Parameters
+        ----------
+        *inputs : str, Path, dict, list, ModelContainer, ModelLibrary or datamodel
+            Association, files or models; or several files.
+
+        Returns
+        -------
+        ModelLibrary
+            The models, with their levels subtracted if ``subtract`` is set, and recorded.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            If an input or an option cannot be used; the message says which and what to do.
+        """
+        input_models = inputs[0] if len(inputs) == 1 else list(inputs)
+        files = check_inputs(input_models)
+        check_outputs(self, files)
+        prepared = self.prepare_output(input_models, open_models=False)
+        library = open_library(prepared, in_memory=self.in_memory)
+        with library:
+            known = LibraryExposures(library, dqbits=self.dqbits, subtract=None)
+            parts = find_parts(known, lyot=self.recombine_lyot, chips=self.combine_nircam_short)
+            exposures = self._with_fixed([part.exposure for part in parts], known.unit)
+            options = self._options([e.name for e in exposures])
+            watch = PairPlots(Path(self.save_plots), known.unit).draw if self.save_plots else None
+            cores = number_of_cores(self.maximum_cores, len(exposures))
+            match = match_levels(exposures, options, cores=cores, watch=watch)
+            self._apply(known, parts, match)
+            _tell(match, known.unit, "subtracted" if self.subtract else "recorded")
+            if self.save_table:
+                made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}
+                table = level_table(match, options, unit=known.unit, **made_with)
+                save_tables(self.save_table, table, level_pair_table(match, unit=known.unit))
+            halves = split_halves(known) if self.recombine_lyot else {}
+            return recombined(library, halves) if halves else library
+
+    def _options(self, names: list[str]) -> LevelMatchOptions:
+        values = {name: getattr(self, name) for name in LevelMatchOptions.__dataclass_fields__}
+        return LevelMatchOptions(**values | {"reference": full_name(self.reference, REFERENCE_POLICIES, names)})
+
+    def _with_fixed(self, exposures: list[Exposure], unit: str) -> list[Exposure]:
+        """Mark the exposures that are fixed, and add images that are not among them."""
+        names = [e.name for e in exposures]
+        fixed = {name: full_name(name, (), names) for name in self.fixed or []}
+        marked = [replace(e, is_fixed=e.name in fixed.values()) for e in exposures]
+        images = [FitsImage.open(name) for name, full in fixed.items() if full not in names]
+        for image in images:
+            if image.unit and unit and Unit(image.unit) != Unit(unit):
+                raise ValueError(f"fixed={image.path} has the unit {image.unit}, the exposures {unit}; convert it")
+        return marked + [image.exposure(is_fixed=True) for image in images]
+
+    def _apply(self, known: LibraryExposures, parts: list[Part], match: LevelMatch) -> None:
+        records = plane_records(parts, match, subtract=self.subtract)
+        earlier = [known.use(index, read_record) for index in range(len(known.names))]
+        moved = largest_pull(parts, match)
+        if all(record is not None and record.subtracted for record in earlier) and moved < 1:
+            log.info(
+                "The exposures are matched already: further corrections are at most %.2f of their errors. "
+                "Nothing is changed",
+                moved,
+            )
+            return
+        for index in range(len(known.names)):
+            record = records.get(index)
+            known.update(index, record.apply if record else skip_planes)
+
+
+def _tell(match: LevelMatch, unit: str, done: str) -> None:
+    """Log the levels, the components, and what could not be matched or is not sure."""
+    for name, level, sigma, status in zip(match.names, match.level, match.sigma, match.status, strict=True):
+        if status == MATCHED:
+            log.info("%s: level %.6g +- %.2g %s %s", name, level, sigma, unit, done)
+        else:
+            log.warning("%s could not be matched: %s", name, status)
+    for name in np.array(match.names)[match.loose]:
+        log.warning("%s: the overlaps do not determine its tilt, which a weak prior holds near the mean tilt", name)
+    doubted = (match.pairs.trust > 0) & (match.pairs.trust < 0.5)
+    for i, j in zip(match.pairs.first[doubted], match.pairs.second[doubted], strict=True):
+        log.warning("%s - %s does not agree with the other pairs: down-weighted", match.names[i], match.names[j])
+    n_components = len(match.reference)
+    for number, reference in enumerate(match.reference):
+        members = [name for name, c in zip(match.names, match.component, strict=True) if c == number]
+        log.info("Zero point of %d exposures: %s", len(members), reference)
+        if n_components > 1:
+            log.warning(
+                "Connected set %d of %d, which overlaps no other: %s", number + 1, n_components, ", ".join(members)
+            )

@@ -1,0 +1,214 @@
+"""Exposures in parts: MIRI's imager and Lyot field, in one file or in two; the chips of a NIRCam module."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jwst.datamodels import ModelLibrary
+from stdatamodels.jwst.datamodels import JwstDataModel
+
+from bkgmatch.exposures import LYOT, Exposure, Pixels
+from bkgmatch.levels import MATCHED, LevelMatch
+from bkgmatch.steps.library import LibraryExposures
+from bkgmatch.steps.plane_record import PlaneRecord, lyot_box, read_record, write_record
+from bkgmatch.steps.tiles import Tile
+
+__all__ = ["Part", "find_parts", "largest_pull", "plane_records", "recombined", "split_halves"]
+
+log = logging.getLogger("stpipe.bkgmatch.parts")
+
+_SCIENCE = "science"
+_OTHER_HALF = {"mirimages": "mirimagel", "mirimagel": "mirimages"}
+_ARRAYS = ("data", "err", "dq", "var_poisson", "var_rnoise", "var_flat", "area")
+
+
+@dataclass(frozen=True)
+class Part:
+    """
+    What is matched: an exposure, or a field of it.
+
+    Parameters
+    ----------
+    index : int
+        Number of the model in the library.
+    exposure : Exposure
+        Its pixels.
+    """
+
+    index: int
+    exposure: Exposure
+
+
+def find_parts(known: LibraryExposures, *, lyot: bool, chips: bool) -> list[Part]:
+    """
+    Find the parts that are matched, and their tiles.
+
+    Parameters
+    ----------
+    known : LibraryExposures
+        Exposures.
+    lyot : bool
+        Whether the Lyot field of MIRI is matched to the imager's.
+    chips : bool
+        Whether the short-wavelength chips of a NIRCam module are matched before tiles.
+
+    Returns
+    -------
+    list of Part
+        In the order of the library; a MIRI image in one file has two, if the Lyot field is matched.
+    """
+    tiles, exposures = known.tiles, known.exposures()
+    _check_bands(tiles, lyot=lyot, chips=chips)
+    pairs = split_halves(known) if lyot else {}
+    lyot_halves, science_halves = set(pairs.values()), set(pairs)
+    parts: list[Part] = []
+    for index, (exposure, tile) in enumerate(zip(exposures, tiles, strict=True)):
+        if index in science_halves or index in lyot_halves:
+            part = _SCIENCE if index in science_halves else LYOT
+            parts.append(Part(index, replace(exposure, tile=f"{tile.visit}_mirimage", part=part)))
+        elif lyot and tile.is_miri_image:
+            parts.extend(_fields(index, exposure, tile))
+        elif chips and tile.is_short and tile.visit:
+            parts.append(Part(index, replace(exposure, tile=tile.module, part=tile.detector)))
+        else:
+            parts.append(Part(index, replace(exposure, tile=tile.name)))
+    return parts
+
+
+def split_halves(known: LibraryExposures) -> dict[int, int]:
+    """
+    Find MIRI exposures that are split into two files, ``mirimages`` and ``mirimagel``.
+
+    Parameters
+    ----------
+    known : LibraryExposures
+        Exposures.
+
+    Returns
+    -------
+    dict
+        Number of the Lyot half by that of the science half. A half without the other is named in the log.
+    """
+    number = {name: index for index, name in enumerate(known.names)}
+    halves = {index: tile.detector for index, tile in enumerate(known.tiles) if tile.detector in _OTHER_HALF}
+    found = {}
+    for index, half in halves.items():
+        name = known.names[index]
+        other = name.replace(half, _OTHER_HALF[half])
+        if other not in number:
+            log.warning("%s has no other half (%s): it is matched as it is", name, other)
+        elif half == "mirimages":
+            found[index] = number[other]
+    return found
+
+
+def plane_records(parts: Sequence[Part], match: LevelMatch, *, subtract: bool) -> dict[int, PlaneRecord]:
+    """
+    Make the record of each model.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+        Parts, in the order of the match.
+    match : LevelMatch
+        Their backgrounds.
+    subtract : bool
+        Whether they are subtracted.
+
+    Returns
+    -------
+    dict
+        Record by number of the model; none for models that could not be matched.
+    """
+    records: dict[int, PlaneRecord] = {}
+    for i, part in enumerate(parts):
+        if match.status[i] != MATCHED:
+            continue
+        earlier = records.get(part.index)
+        if earlier is None:
+            records[part.index] = PlaneRecord(match.plane(i), None, float(match.sigma[i]), subtract)
+        else:
+            records[part.index] = replace(earlier, lyot=match.plane(i))
+    return records
+
+
+def largest_pull(parts: Sequence[Part], match: LevelMatch) -> float:
+    """Largest level or slope of the parts in units of its error; 0 without any."""
+    n = len(parts)
+    values = np.column_stack([match.level, match.slope])[:n]
+    errors = np.column_stack([match.sigma, match.slope_sigma])[:n]
+    known = np.isfinite(values) & (errors > 0)
+    return float(np.max(np.abs(values[known]) / errors[known], initial=0.0))
+
+
+def recombined(library: ModelLibrary, halves: dict[int, int]) -> ModelLibrary:
+    """
+    Put the Lyot fields of split exposures back into one exposure each.
+
+    Parameters
+    ----------
+    library : ModelLibrary
+        Library, open; its halves are matched.
+    halves : dict
+        Number of the Lyot half by that of the science half.
+
+    Returns
+    -------
+    ModelLibrary
+        A library in memory, without the Lyot halves.
+    """
+    models = []
+    for index in range(len(library)):
+        if index in halves.values():
+            continue
+        model = library.borrow(index)
+        if index in halves:
+            lyot = library.borrow(halves[index])
+            _paste(lyot, model)
+            library.shelve(lyot, halves[index], modify=False)
+        library.shelve(model, index, modify=True)
+        models.append(model)
+    return ModelLibrary(models)
+
+
+def _check_bands(tiles: Sequence[Tile], *, lyot: bool, chips: bool) -> None:
+    """Tell about passes for which there are no exposures."""
+    if lyot and not any(tile.is_miri_image or tile.detector in _OTHER_HALF for tile in tiles):
+        log.info("recombine_lyot is for full MIRI images: there are none, and it is ignored")
+    if chips and not any(tile.is_short for tile in tiles):
+        log.info("combine_nircam_short is for NIRCam's short-wavelength chips: there are none, and it is ignored")
+
+
+def _fields(index: int, exposure: Exposure, tile: Tile) -> list[Part]:
+    """Imager and Lyot field of one image, as if each had a detector of its own."""
+    science = replace(exposure, read=_inside(exposure.read, False), tile=tile.name, part=_SCIENCE)
+    name = f"{exposure.name}[{LYOT}]"
+    lyot = replace(exposure, name=name, read=_inside(exposure.read, True), tile=tile.name, part=LYOT)
+    return [Part(index, science), Part(index, lyot)]
+
+
+def _inside(read: Callable[[], Pixels], is_lyot: bool) -> Callable[[], Pixels]:
+    def read_field() -> Pixels:
+        pixels = read()
+        field = np.zeros(pixels.data.shape, dtype=bool)
+        field[lyot_box(field.shape)] = True
+        return replace(pixels, good=pixels.good & (field == is_lyot))
+
+    return read_field
+
+
+def _paste(lyot: JwstDataModel, model: JwstDataModel) -> None:
+    """Copy the Lyot field of all arrays, and its record, into the model of the science half."""
+    shape = model.data.shape
+    box = lyot_box(shape)
+    for name in _ARRAYS:
+        ours, theirs = getattr(model, name, None), getattr(lyot, name, None)
+        if ours is not None and theirs is not None and ours.shape == theirs.shape == shape:
+            joined = np.array(ours)
+            joined[box] = theirs[box]
+            setattr(model, name, joined)
+    science, other = read_record(model), read_record(lyot)
+    if science and other:
+        write_record(model, replace(science, lyot=other.science))
+    model.meta.filename = model.meta.filename.replace("mirimages", "mirimage")

@@ -1,0 +1,176 @@
+"""Matched constants and planes in JWST models: subtract, record, read, undo."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+
+import numpy as np
+from stdatamodels.jwst.datamodels import JwstDataModel
+from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
+
+from bkgmatch.apply import shift
+from bkgmatch.planes import Plane
+from bkgmatch.steps.cards import card, drop_cards, put_card
+
+__all__ = ["PlaneRecord", "lyot_box", "read_record", "skip_planes", "undo_plane", "write_record"]
+
+_STATUS = "S_LVLMAT"
+_NO_SKY = dq_flags["DO_NOT_USE"] | dq_flags["NON_SCIENCE"]
+_KEYWORDS = {
+    "science": ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C"),
+    "lyot": ("LVLYOT", "LVLY_A", "LVLY_B", "LVLY_C"),
+}
+_LYOT_FIELD = (735 / 1024, 290 / 1032)  # the first row, and the first column that is not part of it
+
+
+@dataclass(frozen=True)
+class PlaneRecord:
+    """
+    What level matching has subtracted from an exposure.
+
+    Parameters
+    ----------
+    science : Plane
+        Constant or plane.
+    lyot : Plane, optional
+        Constant or plane of the field of MIRI's Lyot coronagraph, if it has its own.
+    sigma : float
+        Standard error of the level.
+    subtracted : bool
+        Whether it is subtracted, or only recorded.
+    """
+
+    science: Plane
+    lyot: Plane | None = None
+    sigma: float = 0.0
+    subtracted: bool = True
+
+    def __add__(self, other: "PlaneRecord") -> "PlaneRecord":
+        """Join the records of a first and a second matching: errors are those of the second."""
+        lyot = None
+        if self.lyot or other.lyot:
+            lyot = (self.lyot or self.science) + (other.lyot or other.science)
+        return replace(other, science=self.science + other.science, lyot=lyot)
+
+    def image(self, model: JwstDataModel) -> np.ndarray | float:
+        """Background on the pixels of a model."""
+        wcs, shape = partial(model.meta.wcs, with_bounding_box=False), model.data.shape
+        science = self.science.on_pixels(wcs, shape)
+        if self.lyot is None:
+            return science
+        values = np.array(np.broadcast_to(science, shape))
+        box = lyot_box(shape)
+        values[box] = np.broadcast_to(self.lyot.on_pixels(wcs, shape), shape)[box]
+        return values
+
+    def apply(self, model: JwstDataModel) -> None:
+        """Subtract from a model, if that is asked for, and record; what was subtracted before stays on record."""
+        earlier = read_record(model)
+        total = self
+        if earlier and earlier.subtracted:
+            if not self.subtracted:
+                return
+            total = earlier + self
+        if self.subtracted:
+            _add(model, -self.image(model))
+        write_record(model, total)
+        verb = "subtracted" if self.subtracted else "recorded"
+        model.add_history_entry(f"bkgmatch {version('bkgmatch')} {verb} the level {self.science.level:.8g}")
+
+
+def lyot_box(shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns of MIRI's Lyot field in an image of the whole detector."""
+    row, column = (round(part * n) for part, n in zip(_LYOT_FIELD, shape, strict=True))
+    return slice(row, None), slice(0, column)
+
+
+def skip_planes(model: JwstDataModel) -> None:
+    """Mark a model that could not be matched."""
+    _set_status(model, "SKIPPED")
+
+
+def read_record(model: JwstDataModel) -> PlaneRecord | None:
+    """Record of a model, None if it has none."""
+    science = _read_plane(model, "science")
+    if science is None:
+        return None
+    sigma, subtracted = card(model, "LVLM_SIG"), card(model, "LVLM_SUB")
+    return PlaneRecord(science, _read_plane(model, "lyot"), float(sigma or 0), bool(subtracted))
+
+
+def undo_plane(model: JwstDataModel) -> bool:
+    """
+    Add back what level matching has subtracted, and remove its record.
+
+    Parameters
+    ----------
+    model : JwstDataModel
+        Model; it is changed.
+
+    Returns
+    -------
+    bool
+        False if there is no record.
+    """
+    record = read_record(model)
+    if record is None:
+        return False
+    if record.subtracted:
+        _add(model, record.image(model))
+    _remove_record(model)
+    drop_cards(model, _STATUS)
+    model.meta.cal_step.level_match = None
+    return True
+
+
+def _add(model: JwstDataModel, background: np.ndarray | float) -> None:
+    """Add to a model's data; pixels that never saw the sky stay zero."""
+    data = shift(model.data, background)
+    if model.dq is not None:
+        blank = (model.data == 0) & ((model.dq & np.uint32(_NO_SKY)) != 0)
+        data[blank] = 0
+    model.data = data
+
+
+def write_record(model: JwstDataModel, record: PlaneRecord) -> None:
+    """Write a record into the header of a model, in place of an earlier one."""
+    _remove_record(model)
+    _write_plane(model, record.science, "science", "level")
+    if record.lyot is not None:
+        _write_plane(model, record.lyot, "lyot", "Lyot level")
+    put_card(model, "LVLM_SIG", record.sigma, "standard error of the level")
+    put_card(model, "LVLM_SUB", record.subtracted, "is the level subtracted?")
+    _set_status(model, "COMPLETE")
+
+
+def _set_status(model: JwstDataModel, status: str) -> None:
+    put_card(model, _STATUS, status, "Level matching")
+    model.meta.cal_step.level_match = status
+
+
+def _remove_record(model: JwstDataModel) -> None:
+    drop_cards(model, *_KEYWORDS["science"], *_KEYWORDS["lyot"], "LVLM_RA", "LVLM_DEC", "LVLM_SIG", "LVLM_SUB")
+
+
+def _write_plane(model: JwstDataModel, plane: Plane, field: str, name: str) -> None:
+    constant, east, north, level = _KEYWORDS[field]
+    if not any(plane.slope):
+        put_card(model, constant, plane.level, f"matched {name}")
+        return
+    put_card(model, east, plane.slope[0], f"{name}: slope to the east, per arcsec")
+    put_card(model, north, plane.slope[1], f"{name}: slope to the north, per arcsec")
+    put_card(model, level, plane.level, f"{name} at LVLM_RA, LVLM_DEC")
+    put_card(model, "LVLM_RA", plane.centre[0], "[deg] where the level is that")
+    put_card(model, "LVLM_DEC", plane.centre[1], "[deg] where the level is that")
+
+
+def _read_plane(model: JwstDataModel, field: str) -> Plane | None:
+    constant, *keywords = _KEYWORDS[field]
+    level = card(model, constant)
+    if level is not None:
+        return Plane(float(level))
+    values = [card(model, keyword) for keyword in (*keywords, "LVLM_RA", "LVLM_DEC")]
+    if None in values:
+        return None
+    east, north, level, ra, dec = (float(value) for value in values if value is not None)
+    return Plane(level, (east, north), (ra, dec))
