@@ -40,6 +40,7 @@ LAYERS = [
     {"plots"},
     {"images"},
     {"record"},
+    {"image_files"},
     {"skymatch"},
     {"detectors"},
     {"scenes"},

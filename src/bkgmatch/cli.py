@@ -3,11 +3,23 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from math import isnan
 from pathlib import Path
+from typing import get_args
+
+from bkgmatch.options import FitType, LevelMatchOptions
 
 __all__ = ["main"]
+
+_OF_TILES = (
+    "passes",
+    "fit_type_dithers",
+    "fit_type_recombine_lyot",
+    "fit_type_combine_nircam_short",
+    "fit_type_mosaic_tiles",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,11 +60,54 @@ def _parser() -> argparse.ArgumentParser:
     skylist.add_argument("--out", type=Path, help="file to write instead")
     skylist.set_defaults(run=_skylist)
 
+    level = commands.add_parser("level", help="match levels or planes of FITS images with a celestial WCS")
+    level.add_argument("files", nargs="+", type=Path, help="images of any telescope that overlap")
+    level.add_argument("--out", type=Path, default=Path("matched"), help="folder to write [%(default)s]")
+    level.add_argument("--save_table", type=Path, help="ECSV table of levels; that of the pairs is *_pairs.ecsv")
+    level.add_argument("--save_plots", type=Path, help="folder for pictures of the pairs and of the mosaic")
+    level.add_argument("--fixed", nargs="+", type=Path, default=[], help="images that stay as they are")
+    level.add_argument("--maximum_cores", type=int, default=1, help="number of threads [%(default)s]")
+    _add_options(level, LevelMatchOptions())
+    level.set_defaults(run=_level)
+
     undo = commands.add_parser("undo", help="add subtracted levels back")
-    undo.add_argument("files", nargs="+", type=Path, help="matched exposures (*_skymatch.fits)")
+    undo.add_argument("files", nargs="+", type=Path, help="matched exposures (*_skymatch.fits, *_levelmatch.fits)")
     undo.add_argument("--out", type=Path, default=Path("undone"), help="folder to write [%(default)s]")
     undo.set_defaults(run=_undo)
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, defaults: LevelMatchOptions) -> None:
+    """Add one argument for each option of level matching; without tiles there is one pass."""
+    for field in fields(defaults):
+        name, value = field.name, getattr(defaults, field.name)
+        if name in _OF_TILES:
+            continue
+        kind = type(value)
+        if kind is bool:
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=value)
+        else:
+            choices = get_args(field.type) or None
+            parser.add_argument(f"--{name}", type=kind, default=value, choices=choices, help="[%(default)s]")
+    parser.add_argument("--fit_type", choices=get_args(FitType), default="level", help="[%(default)s]")
+
+
+def _level(options: argparse.Namespace) -> int:
+    from bkgmatch.image_files import match_files
+
+    given = {name: getattr(options, name) for name in LevelMatchOptions.__dataclass_fields__ if name not in _OF_TILES}
+    settings = LevelMatchOptions(**given, passes="joint", fit_type_dithers=options.fit_type)
+    match = match_files(
+        options.files,
+        options.out,
+        settings,
+        fixed=options.fixed,
+        table=options.save_table,
+        plots=options.save_plots,
+        cores=options.maximum_cores,
+    )
+    print(match)
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -180,15 +180,20 @@ def _image_extension(hdus: fits.HDUList) -> int:
 
 
 def _wcs(hdus: fits.HDUList, extension: int) -> Callable:
-    if "ASDF" in hdus:
-        with asdf.open(io.BytesIO(hdus["ASDF"].data.tobytes())) as tree:
-            wcs = tree.tree.get("meta", {}).get("wcs")
-            if wcs is not None:
-                return partial(wcs, with_bounding_box=False)
+    wcs = _gwcs(hdus["ASDF"]) if "ASDF" in hdus else None
+    if wcs is not None:
+        return partial(wcs, with_bounding_box=False)
     wcs = WCS(hdus[extension].header, hdus)
     if not wcs.has_celestial:
         raise ValueError("the header has no celestial WCS")
     return wcs.celestial.pixel_to_world_values
+
+
+def _gwcs(hdu: fits.BinTableHDU) -> Callable | None:
+    with asdf.config_context() as config:
+        config.validate_on_read = False  # only the WCS is taken
+        with asdf.open(io.BytesIO(hdu.data.tobytes())) as tree:
+            return tree.tree.get("meta", {}).get("wcs")
 
 
 def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane) -> None:

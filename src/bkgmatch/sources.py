@@ -1,11 +1,8 @@
 """Masks of sources, and the background without them."""
 
-import warnings
-
 import numpy as np
-from astropy.stats import SigmaClip, sigma_clipped_stats
-from photutils.segmentation import detect_sources, detect_threshold
-from photutils.utils.exceptions import NoDetectionsWarning
+from astropy.stats import sigma_clipped_stats
+from scipy import ndimage
 
 from bkgmatch.options import LevelMatchOptions
 
@@ -26,20 +23,19 @@ def source_mask(image: np.ndarray, options: LevelMatchOptions) -> np.ndarray:
     Returns
     -------
     ndarray of bool, shape (ny, nx)
-        True on sources.
+        True on sources: connected pixels, also across corners, that are ``sigma`` standard deviations above the mean
+        of the clipped pixels, as `photutils.segmentation.detect_sources` finds them.
     """
-    bad = ~np.isfinite(image)
-    if bad.all():
+    good = np.isfinite(image)
+    if not good.any():
         return np.zeros(image.shape, dtype=bool)
-    filled = np.where(bad, 0, image)
-    clip = SigmaClip(sigma=options.sigma, maxiters=options.max_iters)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NoDetectionsWarning)
-        threshold = detect_threshold(filled, options.sigma, mask=bad, sigma_clip=clip)
-        found = detect_sources(filled, threshold, max(options.npixels, 1), mask=bad)
-    if found is None:
-        return np.zeros(image.shape, dtype=bool)
-    return found.make_source_mask(size=max(options.dilate_size, 1))
+    mean, _, deviation = sigma_clipped_stats(image[good], sigma=options.sigma, maxiters=options.max_iters)
+    bright = np.greater(image, mean + options.sigma * deviation, where=good, out=np.zeros(image.shape, dtype=bool))
+    labels, count = ndimage.label(bright, np.ones((3, 3)))
+    is_source = np.bincount(labels.ravel(), minlength=count + 1) >= options.npixels
+    is_source[0] = False
+    side = max(options.dilate_size, 1)
+    return ndimage.maximum_filter(is_source[labels], side, origin=side % 2 - 1)  # even squares reach up and right
 
 
 def background_level(images: list[np.ndarray], options: LevelMatchOptions) -> float:

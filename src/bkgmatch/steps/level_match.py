@@ -115,8 +115,7 @@ class LevelMatchStep(OptionalCrds, Step):
             watch = PairPlots(Path(self.save_plots), known.unit).draw if self.save_plots else None
             cores = number_of_cores(self.maximum_cores, len(exposures))
             match = match_levels(exposures, options, cores=cores, watch=watch)
-            self._apply(known, parts, match)
-            _tell(match, known.unit, "subtracted" if self.subtract else "recorded")
+            _tell(match, known.unit, self._apply(known, parts, match))
             if self.save_table:
                 made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}
                 table = level_table(match, options, unit=known.unit, **made_with)
@@ -139,7 +138,8 @@ class LevelMatchStep(OptionalCrds, Step):
                 raise ValueError(f"fixed={image.path} has the unit {image.unit}, the exposures {unit}; convert it")
         return marked + [image.exposure(is_fixed=True) for image in images]
 
-    def _apply(self, known: LibraryExposures, parts: list[Part], match: LevelMatch) -> None:
+    def _apply(self, known: LibraryExposures, parts: list[Part], match: LevelMatch) -> str:
+        """Subtract and record, unless that has been done before; return what was done."""
         records = plane_records(parts, match, subtract=self.subtract)
         earlier = [known.use(index, read_record) for index in range(len(known.names))]
         moved = largest_pull(parts, match)
@@ -149,10 +149,11 @@ class LevelMatchStep(OptionalCrds, Step):
                 "Nothing is changed",
                 moved,
             )
-            return
+            return "further, not subtracted"
         for index in range(len(known.names)):
             record = records.get(index)
             known.update(index, record.apply if record else skip_planes)
+        return "subtracted" if self.subtract else "recorded"
 
 
 def _tell(match: LevelMatch, unit: str, done: str) -> None:

@@ -1,0 +1,84 @@
+"""Match FITS images in files, of any telescope: open, match, write corrected copies and tables."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from astropy.units import Unit
+
+from bkgmatch.images import FitsImage
+from bkgmatch.levels import MATCHED, LevelMatch, match_levels
+from bkgmatch.options import LevelMatchOptions
+from bkgmatch.plots import PairPlots
+from bkgmatch.record import level_pair_table, level_table, save_tables
+
+__all__ = ["match_files"]
+
+
+def match_files(
+    files: Sequence[Path],
+    folder: Path,
+    options: LevelMatchOptions,
+    *,
+    fixed: Sequence[Path] = (),
+    table: Path | None = None,
+    plots: Path | None = None,
+    cores: int = 1,
+) -> LevelMatch:
+    """
+    Match images in files, and write copies from which their backgrounds are subtracted.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        FITS images with a celestial WCS. They are not changed.
+    folder : Path
+        Where to write the copies, which keep the names; it is made if it does not exist.
+    options : LevelMatchOptions
+        Options.
+    fixed : sequence of Path
+        Images that stay as they are, and that the others are matched to.
+    table : Path, optional
+        ECSV file of levels to write; that of the pairs is beside it.
+    plots : Path, optional
+        Folder for pictures.
+    cores : int
+        Number of threads.
+
+    Returns
+    -------
+    LevelMatch
+        The backgrounds.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    ValueError
+        If a file is no image, two have the same name, units differ, or a copy would replace an image. Nothing is
+        written then.
+    """
+    images = [FitsImage.open(path) for path in files]
+    others = [FitsImage.open(path) for path in fixed]
+    unit = _common_unit([*images, *others])
+    for image in images:
+        if (folder / image.path.name).resolve() == image.path.resolve():
+            raise ValueError(f"{image.path} would be overwritten; choose another folder")
+    exposures = [image.exposure() for image in images] + [other.exposure(is_fixed=True) for other in others]
+    watch = PairPlots(plots, unit).draw if plots else None
+    match = match_levels(exposures, options, cores=cores, watch=watch)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        if match.status[i] == MATCHED:
+            image.write(folder, match.plane(i))
+    if table:
+        save_tables(table, level_table(match, options, unit=unit), level_pair_table(match, unit=unit))
+    return match
+
+
+def _common_unit(images: Sequence[FitsImage]) -> str:
+    """Return the unit of all images; ValueError if they differ."""
+    named = [image for image in images if image.unit]
+    for image in named:
+        if Unit(image.unit, parse_strict="silent") != Unit(named[0].unit, parse_strict="silent"):
+            raise ValueError(f"{image.path} has the unit {image.unit}, {named[0].path} {named[0].unit}; convert it")
+    return named[0].unit if named else ""

@@ -1,0 +1,623 @@
+"""Sums over common cells and passes: against loops over cells, dense least squares, stacks and noise skies."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from bkgmatch.cells import BLOCK, CutOut
+from bkgmatch.differences import (
+    PATCH,
+    PairSums,
+    Start,
+    fit_pair,
+    fit_pairs,
+    join_sums,
+    patches,
+    start_solution,
+    sum_patch,
+)
+from bkgmatch.passes import Pass, solve_passes
+
+UNIT = 20.0
+NO_PRIOR = 1e8  # standard deviation of a cell, so large that the prior on tilts vanishes
+
+
+# Cut-outs
+
+
+def cut(box, value, variance=1.0, *, seed=None):
+    """Cut-out with values in a box (x0, x1, y0, y1): an array, or a function of x and y."""
+    x0, x1, y0, y1 = box
+    low = [n // BLOCK * BLOCK for n in (x0, y0)]
+    high = [-(-n // BLOCK) * BLOCK for n in (x1, y1)]
+    full = np.full((high[1] - low[1], high[0] - low[0]), np.nan, dtype=np.float32)
+    y, x = np.mgrid[y0:y1, x0:x1]
+    full[y0 - low[1] : y1 - low[1], x0 - low[0] : x1 - low[0]] = value(x, y) if callable(value) else value
+    blocks = np.full([n // BLOCK for n in full.shape], float(variance))
+    if seed is not None:  # another variance in each block
+        blocks *= np.random.default_rng(seed).uniform(0.5, 2, blocks.shape)
+    centre = np.array([x0 + x1 - 1, y0 + y1 - 1]) / 2
+    return CutOut(*low, full, blocks, 1.0, centre, max(x1 - x0, y1 - y0) / 2, np.array([x1 - x0, y1 - y0]))
+
+
+def sky(x, y):
+    return 3 * np.sin(x / 9) * np.cos(y / 7)
+
+
+def plane(coefficients, x, y):
+    terms = [1.0, np.asarray(x) / UNIT, np.asarray(y) / UNIT]
+    return sum(c * t for c, t in zip(coefficients, terms, strict=False))
+
+
+BOXES = [(100, 140, 100, 130), (118, 150, 104, 140), (104, 128, 118, 146), (122, 156, 122, 150), (110, 135, 96, 120)]
+TILES = np.array([0, 0, 0, 1, 1])
+PARTS = np.array([0, 0, 1, 2, 2])
+
+
+def small_mosaic(rng, functions, *, noise=0.02, boxes=BOXES, holes=0.1, variance=1.0):
+    """Exposures about the corner of four patches; the noise is small for the variances, so that nothing is an outlier."""
+    found = []
+    for k, (box, f) in enumerate(zip(boxes, functions, strict=True)):
+        c = cut(box, lambda x, y, f=f: 0.02 * sky(x, y) + plane(f, x, y), variance * (1 + 0.3 * k), seed=k)
+        c.value[...] += rng.normal(0, noise, c.value.shape)
+        c.value[rng.random(c.value.shape) < holes] = np.nan
+        found.append(c)
+    return found
+
+
+def start_of(n, p, coefficients=None):
+    return Start(np.zeros((n, p)) if coefficients is None else coefficients, np.ones(n), UNIT)
+
+
+def measured(cutouts, p, containers, start=None):
+    start = start or start_of(len(cutouts), p)
+    parts = [sum_patch(*patch, cutouts, start, containers) for patch in patches(cutouts).items()]
+    return join_sums(parts, p)
+
+
+def everything(cutouts):
+    """Of each exposure: {cell: (value, weight)}, in double precision."""
+    found = []
+    for c in cutouts:
+        rows, columns = np.nonzero(np.isfinite(c.value))
+        found.append(
+            {
+                (int(c.x + x), int(c.y + y)): (float(c.value[y, x]), 1 / c.variance[y // BLOCK, x // BLOCK])
+                for y, x in zip(rows, columns, strict=True)
+            }
+        )
+    return found
+
+
+# Sums of pairs
+
+
+def brute_force(cutouts, p, containers):
+    """Equations of pairs, by a loop over cells and pairs: {(level, i, j): [normal, rhs, squares, npix]}."""
+    cells, sums = everything(cutouts), {}
+    earlier = np.arange(len(cutouts))
+    for level, container in enumerate(containers):
+        for place in set().union(*cells):
+            seen = [i for i in range(len(cutouts)) if place in cells[i]]
+            phi = np.array([1.0, place[0] / UNIT, place[1] / UNIT])[:p]
+            for i, j in combinations(seen, 2):
+                if container[i] != container[j] or earlier[i] == earlier[j]:
+                    continue
+                total = sum(cells[m][place][1] for m in seen if container[m] == container[i])
+                w = cells[i][place][1] * cells[j][place][1] / total
+                d = cells[i][place][0] - cells[j][place][0]
+                new = [w * np.outer(phi, phi), w * d * phi, w * d**2, 1]
+                old = sums.get((level, i, j), [0, 0, 0, 0])
+                sums[level, i, j] = [a + b for a, b in zip(old, new, strict=True)]
+        earlier = container
+    return sums
+
+
+ALL = np.zeros(5, dtype=int)
+CONTAINERS = {"joint": [ALL], "tiles": [TILES, ALL], "parts": [PARTS, TILES, ALL], "nothing new": [PARTS, PARTS, ALL]}
+
+
+@pytest.mark.parametrize("p", [1, 3])
+@pytest.mark.parametrize("containers", CONTAINERS)
+@pytest.mark.parametrize("start", ["zero", "near"])
+def test_sums_of_pairs_against_a_loop_over_cells(p, containers, start):
+    """Weights w_i w_j / sum w over the exposures of the set; sums do not depend on the start."""
+    rng = np.random.default_rng(1)
+    cutouts = small_mosaic(rng, 0.3 * rng.normal(size=(5, 3)))
+    near = start_of(5, p, 0.2 * rng.normal(size=(5, p))) if start == "near" else None
+    found = measured(cutouts, p, CONTAINERS[containers], near)
+    expected = brute_force(cutouts, p, CONTAINERS[containers])
+    keys = list(zip(found.level.tolist(), found.first.tolist(), found.second.tolist(), strict=True))
+    assert keys == sorted(expected)
+    assert len(keys) >= 8
+    normal, rhs, squares, npix = (np.array(part) for part in zip(*(expected[k] for k in keys), strict=True))
+    np.testing.assert_array_equal(found.npix, npix)
+    size = np.abs(normal).max()
+    np.testing.assert_allclose(found.normal, normal, rtol=1e-5, atol=1e-6 * size)
+    np.testing.assert_allclose(found.rhs, rhs, rtol=1e-4, atol=1e-5 * np.abs(rhs).max())
+    if start == "zero":
+        np.testing.assert_allclose(found.squares, squares, rtol=1e-3)
+
+
+def test_patches_hold_all_that_overlaps():
+    cutouts = small_mosaic(np.random.default_rng(1), np.zeros((5, 3)))
+    found = patches(cutouts)
+    for place in set().union(*everything(cutouts)):
+        seen = {i for i, cells in enumerate(everything_cached(cutouts)) if place in cells}
+        if len(seen) > 1:
+            assert seen <= set(found[place[1] // PATCH, place[0] // PATCH])
+    assert not patches(cutouts[:1])
+
+
+def everything_cached(cutouts, cache={}):  # noqa: B006
+    if id(cutouts) not in cache:
+        cache[id(cutouts)] = everything(cutouts)
+    return cache[id(cutouts)]
+
+
+def test_cells_at_negative_coordinates():
+    boxes = [(x0 - 128, x1 - 128, y0 - 128, y1 - 128) for x0, x1, y0, y1 in BOXES]
+    cutouts = small_mosaic(np.random.default_rng(2), np.zeros((5, 3)), boxes=boxes)
+    expected = brute_force(cutouts, 3, [ALL])
+    found = measured(cutouts, 3, [ALL])
+    np.testing.assert_array_equal(found.npix, [expected[k][3] for k in sorted(expected)])
+    np.testing.assert_allclose(found.normal, [expected[k][0] for k in sorted(expected)], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("bright", [10.0, 100.0])
+def test_precision_of_sums(bright):
+    """In single precision, with a sky so many standard deviations above zero: far better than the noise."""
+    rng = np.random.default_rng(3)
+    size, sigma = 384, 0.02
+    values = [bright * sigma * 10 + 0.3 * k + sigma * rng.normal(size=(size, size)) for k in range(2)]
+    cutouts = [cut((0, size, 0, size), v, sigma**2) for v in values]
+    start = start_of(2, 1, np.array([[-0.15], [0.15]]))
+    found = measured(cutouts, 1, [np.zeros(2, int)], start)
+    exact = np.mean(cutouts[0].value.astype(float) - cutouts[1].value)
+    assert found.npix[0] > 0.999 * size**2
+    assert found.offset()[0] == pytest.approx(exact, abs=0.1 * sigma * np.sqrt(2) / size)
+    assert np.sqrt(found.squares[0] / found.normal[0, 0, 0]) == pytest.approx(sigma * np.sqrt(2), rel=0.02)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="sums of squares cancel in single precision: v_i^2 + v_j^2 - 2 v_i v_j of a bright sky"
+)
+@pytest.mark.parametrize("bright", [1e4, 1e5])
+def test_precision_of_the_rms_on_a_bright_sky(bright):
+    rng = np.random.default_rng(3)
+    values = [bright + rng.normal(size=(256, 256)) for _ in range(2)]
+    found = measured([cut((0, 256, 0, 256), v) for v in values], 1, [np.zeros(2, int)])
+    assert np.sqrt(found.squares[0] / found.normal[0, 0, 0]) == pytest.approx(np.sqrt(2), rel=0.05)
+
+
+# Dense least squares
+
+
+def dense(cells, p, members=None):
+    """Functions of mean zero by least squares in which the sky of each cell is a free unknown; and their covariance."""
+    n = len(cells)
+    places = sorted(set().union(*cells))
+    column = {place: n * p + k for k, place in enumerate(places)}
+    design, data = np.zeros((sum(map(len, cells)), n * p + len(places))), []
+    for i, here in enumerate(cells):
+        for place, (value, weight) in here.items():
+            row, root = len(data), np.sqrt(weight)
+            design[row, i * p : (i + 1) * p] = root * np.array([1.0, place[0] / UNIT, place[1] / UNIT])[:p]
+            design[row, column[place]] = root
+            data.append(root * value)
+    normal = design.T @ design
+    own, mixed, skies = normal[: n * p, : n * p], normal[: n * p, n * p :], np.diag(normal)[n * p :]
+    rhs = design.T @ np.array(data)
+    inverse = np.linalg.pinv(own - mixed / skies @ mixed.T, rcond=1e-12)
+    found = (inverse @ (rhs[: n * p] - mixed / skies @ rhs[n * p :])).reshape(n, p)
+    centre = np.eye(n * p) - np.kron(np.ones((n, n)) / n, np.eye(p))
+    covariance = centre @ inverse @ centre
+    return found - found.mean(axis=0), np.array(
+        [covariance[i * p : (i + 1) * p, i * p : (i + 1) * p] for i in range(n)]
+    )
+
+
+def solved(cutouts, p, containers, slopes, *, start=None, sigma=NO_PRIOR, fixed=None, held=None, sums=None):
+    n = len(cutouts)
+    nothing = np.zeros(n, bool)
+    held = held or [nothing] * len(containers)
+    passes = [Pass(f"pass {k}", slopes[k], c, held[k]) for k, c in enumerate(containers)]
+    sums = measured(cutouts, p, containers, start) if sums is None else sums
+    fixed = nothing if fixed is None else fixed
+    return solve_passes(n, sums, passes, fixed, np.full(n, sigma), np.ones(len(sums.first)))
+
+
+@pytest.mark.parametrize("p", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_joint_solution_against_dense_least_squares(p, seed):
+    rng = np.random.default_rng(seed)
+    cutouts = small_mosaic(rng, 0.3 * rng.normal(size=(5, 3)) * ([1, 0, 0] if p == 1 else 1))
+    found = solved(cutouts, p, [ALL], [p > 1])
+    expected, covariance = dense(everything(cutouts), p)
+    np.testing.assert_allclose(found.coefficients, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(found.covariance, covariance, rtol=1e-3, atol=1e-4 * np.abs(covariance).max())
+    np.testing.assert_array_equal(found.component, 0)
+    np.testing.assert_array_equal(found.trust, 1)
+    assert not found.loose.any()
+
+
+def stack(cells, functions, p):
+    """Inverse-variance weighted mean of exposures less their functions."""
+    total = {}
+    for here, f in zip(cells, functions, strict=True):
+        for place, (value, weight) in here.items():
+            value -= plane(f[:p], *place)
+            mean, sum_of_weights = total.get(place, (0.0, 0.0))
+            new = sum_of_weights + weight
+            total[place] = ((mean * sum_of_weights + value * weight) / new, new)
+    return total
+
+
+def stacked_solution(cutouts, containers, slopes):
+    """Each pass as the field does it: dense least squares of stacks, which are then stacked."""
+    cells, n = everything(cutouts), len(cutouts)
+    total, units = np.zeros((n, 3)), [[i] for i in range(n)]
+    for container, slope in zip(containers, slopes, strict=True):
+        p = 3 if slope else 1
+        merged = []
+        for number in dict.fromkeys(container.tolist()):
+            inside = [k for k, unit in enumerate(units) if container[unit[0]] == number]
+            functions = dense([cells[k] for k in inside], p)[0] if len(inside) > 1 else np.zeros((1, p))
+            for k, f in zip(inside, functions, strict=True):
+                total[units[k], :p] += f
+            merged.append((sum((units[k] for k in inside), []), stack([cells[k] for k in inside], functions, p)))
+        units, cells = [list(part) for part in zip(*merged, strict=True)]
+    return total
+
+
+@pytest.mark.parametrize("slopes", [(False, False), (True, True), (False, True), (True, False)])
+@pytest.mark.parametrize("containers", ["tiles", "parts"])
+def test_tied_passes_against_explicit_stacks(slopes, containers):
+    """Nothing is stacked, yet the solution is that of stacks, far within its error."""
+    rng = np.random.default_rng(11)
+    cutouts = small_mosaic(rng, 0.3 * rng.normal(size=(5, 3)), noise=0.1)
+    sets = CONTAINERS[containers]
+    slopes = [slopes[0]] * (len(sets) - 1) + [slopes[1]]
+    p = 3 if any(slopes) else 1
+    found = solved(cutouts, p, sets, slopes)
+    expected = stacked_solution(cutouts, sets, slopes)[:, :p]
+    difference = found.coefficients - expected
+    difference -= difference.mean(axis=0)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(difference, 0, atol=2e-5 * max(1, scale))
+    # and it is not the joint solution
+    joint = dense(everything(cutouts), p)[0]
+    assert np.abs(joint - (expected - expected.mean(axis=0))).max() > 1e-3
+
+
+def test_no_pairs():
+    none = join_sums([], 3)
+    found = solve_passes(
+        2, none, [Pass("a", True, np.zeros(2, int), np.zeros(2, bool))], np.zeros(2, bool), np.ones(2), np.ones(0)
+    )
+    assert np.isnan(found.coefficients).all()
+    np.testing.assert_array_equal(found.component, -1)
+
+
+# Outliers
+
+
+@pytest.mark.parametrize("p", [1, 3])
+def test_outliers_do_not_move_the_solution(p):
+    """Cosmic rays on 1 % of the cells of each, and a ghost on a tenth of one."""
+    rng = np.random.default_rng(4)
+    n, size, sigma = 4, 128, 0.05
+    truth = rng.normal(size=(n, 3)) * ([1, 0.2, 0.2] if p == 3 else [1, 0, 0])
+    boxes = [(0, size, 0, size), (40, 40 + size, 0, size), (0, size, 40, 40 + size), (40, 40 + size, 40, 40 + size)]
+    clean, spoilt = [], []
+    for box, f in zip(boxes, truth, strict=True):
+        c = cut(box, lambda x, y, f=f: plane(f, x, y), sigma**2)
+        c.value[...] += rng.normal(0, sigma, c.value.shape)
+        clean.append(c)
+        value = c.value.copy()
+        hit = rng.random(value.shape) < 0.01
+        value[hit] += rng.exponential(20 * sigma, hit.sum())
+        spoilt.append(CutOut(c.x, c.y, value, c.variance, 1.0, c.centre, c.half, c.extent))
+    spoilt[2].value[60:90, 60:110] += 10 * sigma
+
+    def whole(cutouts):
+        fits = fit_pairs(cutouts, list(combinations(range(n), 2)), p, UNIT)
+        return solved(cutouts, p, [np.zeros(n, int)], [p > 1], start=start_solution(n, fits, UNIT), sigma=sigma)
+
+    one, two = whole(clean), whole(spoilt)
+    error = np.sqrt(np.einsum("naa->na", one.covariance))
+    assert (np.abs(two.coefficients - one.coefficients) < error).all()
+    np.testing.assert_allclose(two.coefficients - (truth - truth.mean(axis=0))[:, :p], 0, atol=5 * error.max())
+    np.testing.assert_array_equal(two.trust, 1)
+
+
+def test_a_ghost_on_one_of_two():
+    """It covers a third of the overlap."""
+    rng = np.random.default_rng(5)
+    sigma = 0.1
+    one, two = (cut(box, 2.0, sigma**2) for box in ((0, 96, 0, 96), (40, 136, 0, 96)))
+    for c in (one, two):
+        c.value[...] += rng.normal(0, sigma, c.value.shape)
+    two.value[:30, 32:] += 1.0
+    fits = fit_pairs([one, two], [(0, 1)], 1, UNIT)
+    found = solved([one, two], 1, [np.zeros(2, int)], [False], start=start_solution(2, fits, UNIT), sigma=sigma)
+    assert abs(found.coefficients[0, 0] - found.coefficients[1, 0]) < 2.5 * sigma * np.sqrt(2 / (56 * 66))
+    assert np.sqrt(found.covariance[0, 0, 0]) == pytest.approx(sigma * np.sqrt(2 / (56 * 66)) / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("p", [1, 3])
+def test_a_robust_fit_of_a_pair(p):
+    """With a fifth of the cells spoilt, all in the same direction."""
+    rng = np.random.default_rng(6)
+    f = np.array([1.0, 0.3, -0.2])[:p]
+    one = cut((0, 96, 0, 96), lambda x, y: plane(f, x, y), 0.01)
+    two = cut((0, 96, 0, 96), 0.0, 0.01)
+    for c in (one, two):
+        c.value[...] += rng.normal(0, 0.1, c.value.shape)
+    clean = fit_pair(one, two, p, UNIT)
+    assert clean[3] == pytest.approx(1, abs=0.15)  # the variances are right
+    one.value[rng.random(one.value.shape) < 0.2] += 5.0
+    estimate, _, npix, _, extent, rms = fit_pair(one, two, p, UNIT)
+    sample = np.sqrt(npix) / np.sqrt(4)
+    np.testing.assert_allclose(estimate, f, atol=12 * 0.14 / sample)
+    assert npix == pytest.approx(96 * 96, rel=0.01)
+    np.testing.assert_allclose(extent, 96, atol=2)
+    assert rms == pytest.approx(0.1414, rel=0.4)
+
+
+def test_pairs_without_common_cells():
+    """Far away; beside each other; in the same block but with other cells."""
+    far = [cut((0, 20, 0, 20), 1.0), cut((200, 220, 0, 20), 1.0), cut((20, 31, 0, 20), 1.0)]
+    for i, j in combinations(range(3), 2):
+        assert fit_pair(far[i], far[j], 3, UNIT) is None
+    fits = fit_pairs(far, [(0, 1), (0, 2)], 3, UNIT)
+    assert len(fits.first) == 0
+    assert fits.estimate.shape == (0, 3)
+    np.testing.assert_array_equal(start_solution(3, fits, UNIT).coefficients, 0)
+    assert len(measured(far, 3, [np.zeros(3, int)]).first) == 0
+
+
+def test_noise_is_measured():
+    """Variances that are wrong by a factor: from the scatter of the differences."""
+    rng = np.random.default_rng(7)
+    cutouts = [cut((10 * k, 200 + 10 * k, 0, 200), 1.0, 0.04 / 9) for k in range(4)]
+    for c in cutouts:
+        c.value[...] += rng.normal(0, 0.2, c.value.shape)
+    fits = fit_pairs(cutouts, list(combinations(range(4), 2)), 1, UNIT)
+    np.testing.assert_allclose(start_solution(4, fits, UNIT).noise, 9, rtol=0.12)
+
+
+# Errors
+
+
+def noise_mosaic(rng, *, n_dithers=3, size=48, step=40, sigma=0.1, tilts=0.0):
+    """2 x 2 tiles of dithers, with their functions."""
+    cutouts, truth, tiles = [], [], []
+    for tile in range(4):
+        for dither in range(n_dithers):
+            x0, y0 = step * (tile % 2) + 5 * dither, step * (tile // 2) + (3 * dither) % 7
+            f = rng.normal(size=3) * [1.0, tilts, tilts]
+            c = cut((x0, x0 + size, y0, y0 + size), lambda x, y, f=f: plane(f, x, y), sigma**2)
+            c.value[...] += rng.normal(0, sigma, c.value.shape)
+            cutouts.append(c)
+            truth.append(f)
+            tiles.append(tile)
+    return cutouts, np.array(truth), np.array(tiles)
+
+
+def pulls(repeats, p, kind, seed):
+    """(fitted - true) / sigma of each coefficient, of shape (repeats, n, p), relative to the mean."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(repeats):
+        cutouts, truth, tiles = noise_mosaic(rng, tilts=0.1 if p == 3 else 0.0)
+        containers = [tiles, 0 * tiles] if kind == "sequence" else [0 * tiles]
+        fits = fit_pairs(cutouts, list(combinations(range(12), 2)), p, UNIT)
+        start = start_solution(12, fits, UNIT)
+        result = solved(cutouts, p, containers, [p > 1] * len(containers), start=start, sigma=0.1)
+        # about the middle of each exposure
+        shift = np.repeat(np.eye(3)[None], 12, axis=0)
+        shift[:, 0, 1:] = [c.centre / UNIT for c in cutouts]
+        shift = shift[:, :p, :p]
+        error = result.coefficients - result.coefficients.mean(axis=0) - (truth - truth.mean(axis=0))[:, :p]
+        error = np.einsum("nab,nb->na", shift, error)
+        variance = np.einsum("nab,nbc,nac->na", shift, result.covariance, shift)
+        found.append(error / np.sqrt(variance))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("kind", ["joint", "sequence"])
+@pytest.mark.parametrize("p", [1, 3])
+@pytest.mark.parametrize("repeats", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_errors_are_real(kind, p, repeats):
+    """Width of (fitted - true) / sigma over noise skies, for each coefficient."""
+    found = pulls(repeats, p, kind, seed=100 + p)
+    width = np.sqrt(np.mean(found**2, axis=(0, 1)))
+    margin = 0.05 if repeats < 100 else 0.0
+    assert (width > 0.9 - margin).all(), width
+    assert (width < 1.15 + margin).all(), width
+    np.testing.assert_allclose(np.mean(found, axis=0), 0, atol=4.5 / np.sqrt(repeats))
+
+
+# Fixed and held exposures
+
+
+@pytest.mark.parametrize("containers", ["joint", "tiles"])
+@pytest.mark.parametrize("p", [1, 3])
+def test_fixed_exposures_stay_and_others_join_them(containers, p):
+    """Two fixed exposures, wherever they are: exactly 0, and without error."""
+    rng = np.random.default_rng(8)
+    truth = 0.3 * rng.normal(size=(5, 3)) * ([1, 0, 0] if p == 1 else 1)
+    fixed = np.array([False, True, False, True, False])
+    truth[fixed] = 0
+    cutouts = small_mosaic(rng, truth, noise=1e-4, holes=0)
+    sets = CONTAINERS[containers]
+    found = solved(cutouts, p, sets, [p > 1] * len(sets), fixed=fixed)
+    np.testing.assert_array_equal(found.coefficients[fixed], 0)
+    np.testing.assert_array_equal(found.covariance[fixed], 0)
+    middle = np.array([plane(f, *c.centre) for f, c in zip(found.coefficients, cutouts, strict=True)])
+    expected = np.array([plane(f[:p], *c.centre) for f, c in zip(truth, cutouts, strict=True)])
+    np.testing.assert_allclose(middle, expected, atol=1e-3)
+    assert (found.covariance[~fixed][:, 0, 0] > 0).all()
+
+
+def test_a_fixed_exposure_anchors_only_its_own_component():
+    rng = np.random.default_rng(9)
+    boxes = [(0, 30, 0, 30), (10, 40, 0, 30), (500, 530, 0, 30), (510, 540, 0, 30)]
+    truth = np.zeros((4, 3))
+    truth[:, 0] = [0.1, 0.4, 0.2, 0.6]
+    cutouts = small_mosaic(rng, truth, noise=1e-4, boxes=boxes)
+    found = solved(cutouts, 1, [np.zeros(4, int)], [False], fixed=np.array([True, False, False, False]))
+    np.testing.assert_allclose(found.coefficients[:, 0], [0, 0.3, -0.2, 0.2], atol=1e-3)
+    np.testing.assert_array_equal(found.component, [0, 0, 1, 1])
+
+
+def test_held_in_one_pass_only():
+    """Exposures that a pass holds move as a whole in the next."""
+    rng = np.random.default_rng(10)
+    truth = np.zeros((5, 3))
+    truth[:, 0] = [0.0, 0.0, 0.5, 0.2, 0.2]
+    cutouts = small_mosaic(rng, truth, noise=1e-4, holes=0)
+    held = [np.array([True, True, False, True, True]), np.zeros(5, bool)]
+    found = solved(cutouts, 1, [TILES, ALL], [False, False], held=held).coefficients[:, 0]
+    np.testing.assert_allclose(found - found[0], [0, 0, 0.5, 0.2, 0.2], atol=1e-3)
+    truth[:, 0] = [0.0, 0.1, 0.5, 0.2, 0.2]  # held exposures that do not agree are not moved apart
+    cutouts = small_mosaic(rng, truth, noise=1e-4, holes=0)
+    found = solved(cutouts, 1, [TILES, ALL], [False, False], held=held).coefficients[:, 0]
+    assert found[0] == pytest.approx(found[1], abs=1e-12)
+    assert found[3] == pytest.approx(found[4], abs=1e-12)
+
+
+# Loops
+
+
+def pair_sums(first, second, offset, npix=2000.0, sigma=0.1):
+    """Sums of constants, with two equal exposures in each cell."""
+    n = len(first)
+    npix = np.broadcast_to(float(npix), n).copy()
+    weight = npix / (2 * sigma**2)
+    return PairSums(
+        np.zeros(n, int),
+        np.asarray(first),
+        np.asarray(second),
+        weight[:, None, None].copy(),
+        (weight * offset)[:, None],
+        weight * offset**2,
+        npix,
+    )
+
+
+@pytest.mark.parametrize("wrong", [10.0, 30.0, 1000.0])
+@pytest.mark.parametrize("which", range(0, 15, 3))
+def test_a_pair_that_does_not_close_is_trusted_less(wrong, which):
+    """Of six exposures that all overlap; so many standard errors wrong."""
+    rng = np.random.default_rng(12)
+    first, second = np.array(list(combinations(range(6), 2))).T
+    levels = rng.normal(size=6)
+    error = 0.1 * np.sqrt(2 / 2000)
+    offset = levels[first] - levels[second] + error * rng.normal(size=15)
+    one_pass = [Pass("joint", False, np.zeros(6, int), np.zeros(6, bool))]
+    no = np.zeros(6, bool)
+
+    def run(values):
+        return solve_passes(6, pair_sums(first, second, values), one_pass, no, np.full(6, 0.1), np.ones(15))
+
+    spoilt = offset.copy()
+    spoilt[which] += wrong * error
+    one, two = run(offset), run(spoilt)
+    np.testing.assert_array_equal(one.trust, 1)
+    assert two.trust[which] < (0.5 if wrong < 20 else 0.1)
+    np.testing.assert_array_equal(np.delete(two.trust, which), 1)
+    sigma = np.sqrt(one.covariance[:, 0, 0])
+    assert (np.abs(two.coefficients - one.coefficients)[:, 0] < sigma).all()
+    np.testing.assert_allclose(np.sqrt(two.covariance[:, 0, 0]), sigma, rtol=0.25)
+
+
+def test_pairs_that_are_all_a_little_off_are_all_trusted():
+    """Real data agree less well than their noise says; that is no reason to throw them away."""
+    rng = np.random.default_rng(13)
+    first, second = np.array(list(combinations(range(8), 2))).T
+    offset = rng.normal(0, 20 * 0.1 * np.sqrt(2 / 2000), len(first))
+    one_pass = [Pass("joint", False, np.zeros(8, int), np.zeros(8, bool))]
+    found = solve_passes(
+        8, pair_sums(first, second, offset), one_pass, np.zeros(8, bool), np.full(8, 0.1), np.ones(28)
+    )
+    assert np.mean(found.trust == 1) > 0.9
+    assert found.trust.min() > 0.5
+
+
+def test_one_pair_cannot_be_checked():
+    found = solve_passes(
+        2,
+        pair_sums([0], [1], np.array([5.0])),
+        [Pass("joint", False, np.zeros(2, int), np.zeros(2, bool))],
+        np.zeros(2, bool),
+        np.full(2, 0.1),
+        np.ones(1),
+    )
+    np.testing.assert_allclose(found.coefficients[:, 0], [2.5, -2.5])
+    assert found.trust[0] == 1
+
+
+# What the overlaps do not determine
+
+
+@pytest.mark.parametrize("across", ["column", "row"])
+@pytest.mark.parametrize("n", [2, 3])
+def test_tilts_of_an_overlap_of_one_column_or_row(across, n):
+    """The tilt across it is not determined: the prior holds it, and says so; along it, it is."""
+    rng = np.random.default_rng(14)
+    sigma = 0.05
+    boxes = [(63 * k, 63 * k + 64, 0, 64) for k in range(n)]
+    if across == "row":
+        boxes = [(y0, y1, x0, x1) for x0, x1, y0, y1 in boxes]
+    truth = np.zeros((n, 3))
+    truth[:, 0] = np.arange(n)
+    cutouts = small_mosaic(rng, truth, noise=sigma, boxes=boxes, holes=0, variance=sigma**2 / 1.3)
+    found = solved(cutouts, 3, [np.zeros(n, int)], [True], sigma=sigma)
+    assert np.isfinite(found.coefficients).all()
+    assert np.isfinite(found.covariance).all()
+    assert found.loose.all()
+    assert (np.abs(found.coefficients[:, 1:]) < 5 * sigma).all()
+    apart = [
+        plane(found.coefficients[k], *at) - plane(found.coefficients[k + 1], *at) + 1
+        for k in range(n - 1)
+        for at in [(63 * (k + 1), 32) if across == "column" else (32, 63 * (k + 1))]
+    ]
+    np.testing.assert_allclose(apart, 0, atol=5 * sigma * np.sqrt(2 / 64))
+    spread = np.sqrt(np.einsum("naa->na", found.covariance))[:, 1:]
+    assert (spread < 10 * sigma).all()
+
+
+def test_wide_overlaps_are_not_loose():
+    rng = np.random.default_rng(15)
+    cutouts, _, tiles = noise_mosaic(rng, tilts=0.1)
+    start = start_solution(12, fit_pairs(cutouts, list(combinations(range(12), 2)), 3, UNIT), UNIT)
+    assert not solved(cutouts, 3, [0 * tiles], [True], start=start, sigma=0.1).loose.any()
+    assert not solved(cutouts, 1, [0 * tiles], [False], sigma=0.1).loose.any()
+
+
+def test_components_and_exposures_without_pairs():
+    boxes = [(500, 530, 0, 30), (900, 930, 0, 30), (0, 30, 0, 30), (510, 540, 0, 30), (10, 40, 0, 30)]
+    cutouts = small_mosaic(np.random.default_rng(16), np.zeros((5, 3)), boxes=boxes)
+    for slopes, p in (([False, False], 1), ([True, True], 3)):
+        found = solved(cutouts, p, [np.array([0, 1, 2, 0, 2]), ALL], slopes)
+        np.testing.assert_array_equal(found.component, [0, -1, 1, 0, 1])
+        np.testing.assert_array_equal(np.isnan(found.coefficients).all(axis=1), [False, True, False, False, False])
+        np.testing.assert_array_equal(np.isnan(found.covariance).any(axis=(1, 2)), [False, True, False, False, False])
+
+
+def test_an_arbitrary_origin_of_planes():
+    """Moving the whole mosaic by far over the grid changes nothing but the coefficients' origin."""
+    middles = []
+    for shift in (0, 128 * 40):
+        rng = np.random.default_rng(17)
+        cutouts, _, tiles = noise_mosaic(rng)
+        moved = [
+            CutOut(c.x + shift, c.y, c.value, c.variance, 1.0, c.centre + [shift, 0], c.half, c.extent) for c in cutouts
+        ]
+        found = solved(moved, 3, [tiles, 0 * tiles], [True, True], sigma=0.1)
+        middles.append([plane(f, *c.centre) for f, c in zip(found.coefficients, moved, strict=True)])
+        middles[-1] += [plane([0, *f[1:]], 30, 30) for f in found.coefficients]
+    np.testing.assert_allclose(middles[1], middles[0], atol=2e-4)
