@@ -1,80 +1,24 @@
 """Exposures on one common grid of sky cells: the value and the variance in each cell."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.polynomial.chebyshev import chebvander, chebvander2d
 
 from bkgmatch.exposures import Pixels
-from bkgmatch.footprints import Footprint, gnomonic, sky_vectors
+from bkgmatch.footprints import Footprint, sky_vectors
+from bkgmatch.grids import Grid
+from bkgmatch.options import ReprojectFunc
+from bkgmatch.pixel_maps import PixelMap, pixel_map, pixel_side
+from bkgmatch.reprojected import reprojected
 
-__all__ = ["BLOCK", "CutOut", "Grid", "PixelMap", "common_grid", "pixel_map", "place"]
+__all__ = ["BLOCK", "CutOut", "place", "plane_in_cells"]
 
 BLOCK = 32
 """Variances are kept for squares of so many cells; cut-outs begin and end at multiples of it."""
 
-ReprojectFunc = Literal["interp", "exact", "adaptive"]
-
-_NODES = 20
-_NEWTON_STEPS = 4
-_DEGREES = (3, 5, 7, 9, 12, 15)
-_TOLERANCE = 2e-4  # pixels
-_WORST = 1e-2  # pixels
 _LEAST_KNOWN = 0.1  # part of the good pixels whose variance must be given for it to be used
 _ROWS = 64
-
-
-@dataclass(frozen=True)
-class Grid:
-    """
-    A grid of sky cells in a tangent plane.
-
-    Parameters
-    ----------
-    axes : ndarray, shape (3, 3)
-        Unit vectors of the axes x and y of the grid, and of the tangent point, where cell (0, 0) is.
-    cell : float
-        Side of a cell, in radians.
-    """
-
-    axes: np.ndarray
-    cell: float
-
-    def of(self, vectors: np.ndarray) -> np.ndarray:
-        """Return the grid coordinates (x, y), shape (n, 2), of unit vectors, shape (n, 3)."""
-        return gnomonic(vectors, self.axes) / self.cell
-
-    def vectors(self, points: np.ndarray) -> np.ndarray:
-        """Return the unit vectors, shape (n, 3), of grid coordinates (x, y), shape (n, 2)."""
-        vectors = points * self.cell @ self.axes[:2] + self.axes[2]
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-class PixelMap(NamedTuple):
-    """
-    Where cells lie in an exposure: Chebyshev series of degree d in both axes.
-
-    Parameters
-    ----------
-    low, high : ndarray, shape (2,)
-        Grid coordinates (x, y) between which the series holds.
-    coefficients : ndarray, shape (2, d + 1, d + 1)
-        For the pixel coordinates x and y; first index of the series along the rows.
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-    coefficients: np.ndarray
-
-    def __call__(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Pixel coordinates (x, y), shape (2, n_rows, n_columns), of the cells in these columns and rows."""
-        degree = self.coefficients.shape[-1] - 1
-        along_x, along_y = (
-            chebvander(_to_unit(at, self.low[k], self.high[k]), degree) for k, at in enumerate((columns, rows))
-        )
-        return along_y @ self.coefficients @ along_x.T
 
 
 @dataclass(frozen=True)
@@ -140,34 +84,11 @@ def plane_in_cells(
     return (across[:, None] + along).astype(np.float32)
 
 
-def common_grid(footprints: Sequence[Footprint], ratio: float = 1.0) -> Grid:
+def place(
+    pixels: Pixels, outline: Footprint, wcs: Callable, grid: Grid, *, reproject_func: ReprojectFunc = "interp"
+) -> CutOut:
     """
-    Find a grid for exposures: tangential in their middle, along the pixels of the first.
-
-    Parameters
-    ----------
-    footprints : sequence of Footprint
-        Exposures.
-    ratio : float
-        Side of a cell in pixels; the median where pixels differ.
-
-    Returns
-    -------
-    Grid
-        The grid.
-    """
-    middle = np.mean([f.axes[2] for f in footprints], axis=0)
-    middle /= np.linalg.norm(middle)
-    side = float(np.median([_pixel_side(f) for f in footprints]))
-    towards = _along_rows(footprints[0])
-    x_axis = towards - (towards @ middle) * middle
-    x_axis /= np.linalg.norm(x_axis)
-    return Grid(np.array([x_axis, np.cross(middle, x_axis), middle]), side * ratio)
-
-
-def place(pixels: Pixels, outline: Footprint, wcs: Callable, grid: Grid) -> CutOut:
-    """
-    Put an exposure on the common grid, by bilinear interpolation between good pixels.
+    Put an exposure on the common grid.
 
     Parameters
     ----------
@@ -178,20 +99,25 @@ def place(pixels: Pixels, outline: Footprint, wcs: Callable, grid: Grid) -> CutO
     wcs : callable
         ``wcs(x, y) -> (ra, dec)`` in degrees.
     grid : Grid
-        The grid. Where its cells are larger than two pixels, means of whole numbers of pixels are interpolated.
+        The grid.
+    reproject_func : {"interp", "exact", "adaptive"}
+        Bilinear interpolation between good pixels, of means of whole numbers of pixels where cells are larger than two
+        pixels; or a function of the package reproject.
 
     Returns
     -------
     CutOut
-        A cell has a value if the four pixels around its centre are good.
+        With ``interp`` a cell has a value if the four pixels around its centre are good.
     """
     low, high = _bounds(outline, grid)
-    where = pixel_map(outline, wcs, grid, low, high)
-    side = grid.cell / _pixel_side(outline)
+    where = pixel_map(outline, wcs, grid.vectors, low, high)
+    side = grid.cell / pixel_side(outline)
     image = _cleaned(pixels)
     columns, rows = (np.arange(low[k], high[k]) for k in range(2))
-    binning = max(1, int(side + 0.01))
-    value, smoothing = _interpolated(_binned(image, binning), where, columns, rows, binning)
+    if reproject_func == "interp":
+        value, smoothing = _interpolated(image, where, columns, rows, max(1, int(side + 0.01)))
+    else:
+        value, smoothing = reprojected(image, wcs, outline, grid.header(low), tuple(high - low)[::-1], reproject_func)
     ny, nx = outline.shape
     centre = grid.of(sky_vectors(wcs, np.array([[(nx - 1) / 2, (ny - 1) / 2]])))[0]
     return CutOut(
@@ -199,106 +125,16 @@ def place(pixels: Pixels, outline: Footprint, wcs: Callable, grid: Grid) -> CutO
         y=int(low[1]),
         value=value,
         variance=_variance_blocks(image, pixels, where, columns, rows) / side**2,
-        smoothing=smoothing * (side / binning) ** 2,
+        smoothing=smoothing * side**2,
         centre=centre,
         half=max(ny, nx) / 2 / side,
         extent=_extent(np.isfinite(value)),
     )
 
 
-def pixel_map(outline: Footprint, wcs: Callable, grid: Grid, low: np.ndarray, high: np.ndarray) -> PixelMap:
-    """
-    Find where cells lie in an exposure: the WCS is inverted at a few hundred nodes and interpolated.
-
-    Parameters
-    ----------
-    outline : Footprint
-        Outline of the exposure.
-    wcs : callable
-        ``wcs(x, y) -> (ra, dec)`` in degrees.
-    grid : Grid
-        The grid.
-    low, high : ndarray of int, shape (2,)
-        Range of cells (x, y).
-
-    Returns
-    -------
-    PixelMap
-        Better than 1e-3 pixels for the distortions of JWST.
-
-    Raises
-    ------
-    ValueError
-        If the WCS is not smooth.
-    """
-    nodes = _nodes(low, high)
-    pixels = _invert(outline, wcs, grid, nodes)
-    ny, nx = outline.shape
-    margin = 0.1 * max(outline.shape)
-    near = (pixels > -margin).all(axis=1) & (pixels < np.array([nx, ny]) + margin).all(axis=1)
-    if near.sum() < 10:  # a sliver of an outline in a wide range of cells
-        near = np.isfinite(pixels).all(axis=1)
-    unit = [_to_unit(nodes[near, k], low[k], high[k]) for k in range(2)]
-    for degree in _DEGREES:
-        terms = chebvander2d(unit[1], unit[0], [degree, degree])
-        solution = np.linalg.lstsq(terms, pixels[near], rcond=1e-12)[0]
-        error = np.abs(terms @ solution - pixels[near]).max()
-        if error < _TOLERANCE:
-            break
-    if not error < _WORST:
-        raise ValueError(
-            f"the WCS is not smooth: a polynomial of degree {degree} misses it by {error:.2g} pixels; check the WCS"
-        )
-    return PixelMap(low, high, solution.T.reshape(2, degree + 1, degree + 1))
-
-
 def _extent(used: np.ndarray) -> np.ndarray:
     """Count columns and rows from the first to the last that is used."""
     return np.array([np.ptp(found) + 1 if (found := np.flatnonzero(used.any(axis=k))).size else 0 for k in (0, 1)])
-
-
-def _to_unit(at: np.ndarray, low: float, high: float) -> np.ndarray:
-    return (2 * at - low - high) / (high - low)
-
-
-def _nodes(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    unit = np.cos(np.pi * (np.arange(_NODES) + 0.5) / _NODES)
-    x, y = (low[k] + (unit + 1) / 2 * (high[k] - low[k]) for k in range(2))
-    return np.column_stack([axis.ravel() for axis in np.meshgrid(x, y)])
-
-
-def _invert(outline: Footprint, wcs: Callable, grid: Grid, points: np.ndarray) -> np.ndarray:
-    """Pixel coordinates of grid points: those of the outline's polynomial, refined with the WCS itself."""
-    vectors = grid.vectors(points)
-    target = outline.project(vectors)
-    slope = _pixels_per_plane(outline)
-    ny, nx = outline.shape
-    limit = np.array([nx, ny])
-    pixels = np.clip(outline.to_pixels(target), -limit, 2 * limit)
-    for _ in range(_NEWTON_STEPS):
-        ra, dec = (np.deg2rad(np.asarray(angle, dtype=float)) for angle in wcs(pixels[:, 0], pixels[:, 1]))
-        there = np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
-        pixels = pixels + (target - outline.project(there)) @ slope.T
-    return pixels
-
-
-def _pixels_per_plane(outline: Footprint) -> np.ndarray:
-    """Return the derivatives of pixel coordinates (rows) with respect to the tangent plane of an exposure."""
-    step = 1e-3 * outline.scale
-    ahead, behind = (outline.to_pixels(sign * step * np.eye(2)) for sign in (1, -1))
-    return (ahead - behind).T / (2 * step)
-
-
-def _pixel_side(outline: Footprint) -> float:
-    """Side of a pixel, in radians."""
-    return float(1 / np.sqrt(np.abs(np.linalg.det(_pixels_per_plane(outline)))))
-
-
-def _along_rows(outline: Footprint) -> np.ndarray:
-    """Direction of a row of pixels, as a vector of length 1."""
-    in_plane = np.linalg.inv(_pixels_per_plane(outline))[:, 0]
-    along = in_plane @ outline.axes[:2]
-    return along / np.linalg.norm(along)
 
 
 def _bounds(outline: Footprint, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -332,7 +168,8 @@ def _binned(image: np.ndarray, side: int) -> np.ndarray:
 def _interpolated(
     image: np.ndarray, where: PixelMap, columns: np.ndarray, rows: np.ndarray, binning: int
 ) -> tuple[np.ndarray, float]:
-    """Bilinear interpolation, NaN beside bad pixels; and the mean sum of its squared coefficients."""
+    """Bilinear interpolation, NaN beside bad pixels; and what it leaves of the variance of a pixel."""
+    image = _binned(image, binning)
     if min(image.shape) < 2:
         image = np.pad(image, [(0, max(0, 2 - n)) for n in image.shape], constant_values=np.nan)
     value = np.empty((len(rows), len(columns)), dtype=np.float32)
@@ -344,7 +181,7 @@ def _interpolated(
         used = np.isfinite(value[some])[::4, ::4]
         weights = np.prod([(1 - f) ** 2 + f**2 for f in fractions], axis=0)
         squares, count = squares + weights[used].sum(dtype=float), count + int(used.sum())
-    return value, squares / count if count else 1.0
+    return value, squares / count / binning**2 if count else 1.0
 
 
 def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:

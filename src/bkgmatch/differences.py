@@ -358,6 +358,7 @@ def sum_patch(
     members: Sequence[int],
     cutouts: Sequence[CutOut],
     start: Start,
+    units: np.ndarray,
     containers: Sequence[np.ndarray],
 ) -> PairSums:
     """
@@ -373,13 +374,15 @@ def sum_patch(
         All exposures.
     start : Start
         Approximate solution; cells that do not fit it are left out.
+    units : ndarray of int, shape (n,)
+        Exposures that move as one from the beginning.
     containers : sequence of ndarray of int, shape (n,)
         For each pass, the set within which exposures are matched; each pass has larger sets than the one before.
 
     Returns
     -------
     PairSums
-        The pair of two exposures belongs to the first pass that has both in one set.
+        The pair of two exposures belongs to the first pass that has both in one set; pairs of one unit to none.
     """
     numbers = np.asarray(members)
     p = start.coefficients.shape[1]
@@ -391,7 +394,7 @@ def sum_patch(
     x, y = ((axis - (PATCH - 1) / 2) / start.unit for axis in (x, y))
     middle = (np.array([x0, y0]) + (PATCH - 1) / 2) / start.unit
     sums = []
-    earlier = np.arange(len(cutouts))
+    earlier = units
     for level, container in enumerate(containers):
         for members_of_one in _sets(container[numbers], earlier[numbers]):
             chosen = numbers[members_of_one]

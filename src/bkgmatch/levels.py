@@ -2,17 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
-from bkgmatch.cells import Grid
 from bkgmatch.execution import run
 from bkgmatch.exposures import LYOT, Exposure, check_names
-from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
-from bkgmatch.neighbourhoods import LevelPairs, Neighbourhood, Watch, match_neighbourhood
+from bkgmatch.footprints import Footprint
+from bkgmatch.grids import Grid
+from bkgmatch.neighbourhoods import (
+    LevelPairs,
+    Neighbourhood,
+    Watch,
+    match_neighbourhood,
+    neighbourhoods,
+    outline_of,
+)
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.passes import Pass
 from bkgmatch.planes import Plane, tangent_axes
@@ -92,6 +98,7 @@ def match_levels(
     *,
     cores: int = 1,
     watch: Watch | None = None,
+    scratch: Path | None = None,
 ) -> LevelMatch:
     """
     Match the backgrounds of exposures.
@@ -107,6 +114,8 @@ def match_levels(
     watch : callable, optional
         ``watch(names, neighbourhood, cutouts)`` is called with the cells and the result of each set of exposures that
         has a common grid, for pictures.
+    scratch : Path, optional
+        Folder to keep the cells in, rather than in memory: 4 bytes a cell. The files stay there.
 
     Returns
     -------
@@ -132,11 +141,15 @@ def match_levels(
     [5. 7.]
     """
     with threadpool_limits(1, "blas"):  # small matrices in many threads are slower, not faster
-        return _match_levels(exposures, options or LevelMatchOptions(), cores, watch)
+        return _match_levels(exposures, options or LevelMatchOptions(), cores, watch, scratch)
 
 
 def _match_levels(
-    exposures: Sequence[Exposure], options: LevelMatchOptions, cores: int, watch: Watch | None
+    exposures: Sequence[Exposure],
+    options: LevelMatchOptions,
+    cores: int,
+    watch: Watch | None,
+    scratch: Path | None,
 ) -> LevelMatch:
     if not exposures:
         raise ValueError("there are no exposures to match")
@@ -144,23 +157,13 @@ def _match_levels(
     check_reference(exposures, options.reference)
     order = np.argsort([e.name for e in exposures])
     by_name = [exposures[i] for i in order]
-    outlines = run(_outline, by_name, cores=cores)
+    outlines = run(outline_of, by_name, cores=cores)
     passes = _passes(by_name, options)
     found = [
-        match_neighbourhood(by_name, outlines, members, passes, options, cores, watch)
-        for members in _neighbourhoods(by_name, outlines)
+        match_neighbourhood(by_name, outlines, members, passes, options, cores, watch, scratch)
+        for members in neighbourhoods(by_name, outlines)
     ]
     return _collected(by_name, outlines, found, order)
-
-
-def _outline(exposure: Exposure) -> Footprint:
-    good = exposure.read().good
-    if good.ndim != 2:
-        raise ValueError(f"{exposure.name}: images must have 2 dimensions, this one has {good.ndim}")
-    try:
-        return footprint(good, exposure.wcs)
-    except ValueError as error:
-        raise ValueError(f"{exposure.name}: {error}") from error
 
 
 def _passes(exposures: Sequence[Exposure], options: LevelMatchOptions) -> list[Pass]:
@@ -193,20 +196,6 @@ def _passes(exposures: Sequence[Exposure], options: LevelMatchOptions) -> list[P
 def _numbers(keys: Sequence) -> np.ndarray:
     number: dict = {}
     return np.array([number.setdefault(key, len(number)) for key in keys], dtype=int)
-
-
-def _neighbourhoods(exposures: Sequence[Exposure], outlines: Sequence[Footprint]) -> list[np.ndarray]:
-    """Find sets of exposures whose circles touch; dedicated backgrounds are not matched."""
-    n = len(exposures)
-    ours = np.array([not e.is_background for e in exposures])
-    near = candidate_neighbours(outlines)
-    first = np.repeat(np.arange(n), [len(others) for others in near])
-    second = np.concatenate([np.empty(0, dtype=int), *near])
-    used = ours[first] & ours[second]
-    links = sparse.coo_array((np.ones(used.sum()), (first[used], second[used])), shape=(n, n))
-    labels = connected_components(links, directed=False)[1]
-    sets = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    return [members for members in sets if len(members) > 1]
 
 
 def _collected(

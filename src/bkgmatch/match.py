@@ -13,6 +13,7 @@ from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
 from bkgmatch.options import SkyMatchOptions
 from bkgmatch.overlaps import OverlapMap, overlap_map
 from bkgmatch.pairs import Measurement, Offsets, measure, pair_offsets
+from bkgmatch.sky_differences import solve_differences
 from bkgmatch.skystats import SkyStatistic
 from bkgmatch.solve import residuals, solve_offsets
 from bkgmatch.zero_point import check_zero_point, levels
@@ -116,8 +117,11 @@ def _match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions, cores:
     check_zero_point(exposures, options)
     groups = group_numbers(exposures, per_detector=options.level_per == "detector")
     measurements = _measure_all(exposures, groups, options, cores)
-    offsets = pair_offsets(measurements, weights=options.weights)
-    solution, offsets = solve_offsets(offsets, groups, robust=options.weights == "robust")
+    if options.by_differences:
+        solution, offsets = solve_differences(exposures, groups, options, cores=cores)
+    else:
+        offsets = pair_offsets(measurements, weights=options.weights)
+        solution, offsets = solve_offsets(offsets, groups, robust=options.weights == "robust")
     sky, sigma, npix = (np.array([getattr(m.sky, f)[0] for m in measurements]) for f in ("value", "sigma", "npix"))
     level, error = levels(exposures, options, groups, solution, sky, sigma)
     return SkyMatch(
@@ -138,7 +142,7 @@ def _measure_all(
     exposures: Sequence[Exposure], groups: np.ndarray, options: SkyMatchOptions, cores: int
 ) -> list[Measurement]:
     statistic = SkyStatistic(
-        options.skystat,
+        "median" if options.skystat == "difference" else options.skystat,
         options.lower,
         options.upper,
         options.nclip,
@@ -147,7 +151,8 @@ def _measure_all(
         options.binwidth,
     )
     outlines = run(lambda e: _outline(e, options), exposures, cores=cores)
-    neighbours = candidate_neighbours(outlines) if options.matches else [np.empty(0, dtype=int)] * len(exposures)
+    compares = options.matches and not options.by_differences
+    neighbours = candidate_neighbours(outlines) if compares else [np.empty(0, dtype=int)] * len(exposures)
     rank = np.argsort(np.argsort([e.name for e in exposures]))
 
     def measure_one(i: int) -> Measurement:

@@ -1,16 +1,20 @@
 """Exposures that have one common grid: cells, pairs, passes and zero point."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import mkstemp
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
-from bkgmatch.cells import CutOut, Grid, common_grid, place
+from bkgmatch.cells import CutOut, place
 from bkgmatch.differences import (
     PairFits,
     PairSums,
-    Start,
     fit_pairs,
     join_sums,
     patches,
@@ -19,14 +23,24 @@ from bkgmatch.differences import (
 )
 from bkgmatch.execution import run
 from bkgmatch.exposures import LYOT, Exposure
-from bkgmatch.footprints import Footprint, candidate_neighbours
+from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
+from bkgmatch.grids import Grid, common_grid
 from bkgmatch.options import LevelMatchOptions
-from bkgmatch.passes import Pass, solve_passes
+from bkgmatch.passes import Pass, PassesSolution, solve_passes
 from bkgmatch.reference import reference_tile, tile_names
 from bkgmatch.rejection import rejected_pairs
 from bkgmatch.sources import background_level, source_mask
 
-__all__ = ["LevelPairs", "Neighbourhood", "Watch", "match_neighbourhood"]
+__all__ = [
+    "LevelPairs",
+    "Measured",
+    "Neighbourhood",
+    "Watch",
+    "match_neighbourhood",
+    "measure_neighbourhood",
+    "neighbourhoods",
+    "outline_of",
+]
 
 
 class LevelPairs(NamedTuple):
@@ -105,7 +119,91 @@ class Neighbourhood:
     pairs: LevelPairs
 
 
+class Measured(NamedTuple):
+    """
+    Measured differences of exposures on a common grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid.
+    cutouts : list of CutOut
+        Exposures on it.
+    unit : float
+        Unit of length of planes, in cells.
+    sums : PairSums
+        Sums of all pairs.
+    used : ndarray of bool, shape (n_pairs,)
+        Pairs that are not rejected.
+    sigma : ndarray, shape (n,)
+        Standard deviation of a cell of each exposure.
+    """
+
+    grid: Grid
+    cutouts: list[CutOut]
+    unit: float
+    sums: PairSums
+    used: np.ndarray
+    sigma: np.ndarray
+
+
 Watch: TypeAlias = Callable[[Sequence[str], Neighbourhood, Sequence[CutOut]], None]
+
+
+def outline_of(exposure: Exposure) -> Footprint:
+    """
+    Outline the good pixels of an exposure.
+
+    Parameters
+    ----------
+    exposure : Exposure
+        Exposure.
+
+    Returns
+    -------
+    Footprint
+        Its outline.
+
+    Raises
+    ------
+    ValueError
+        If the exposure cannot be used, with its name.
+    """
+    good = exposure.read().good
+    if good.ndim != 2:
+        raise ValueError(f"{exposure.name}: images must have 2 dimensions, this one has {good.ndim}")
+    try:
+        return footprint(good, exposure.wcs)
+    except ValueError as error:
+        raise ValueError(f"{exposure.name}: {error}") from error
+
+
+def neighbourhoods(exposures: Sequence[Exposure], outlines: Sequence[Footprint]) -> list[np.ndarray]:
+    """
+    Find sets of exposures whose enclosing circles touch.
+
+    Parameters
+    ----------
+    exposures : sequence of Exposure
+        Exposures; dedicated backgrounds are not matched.
+    outlines : sequence of Footprint
+        Their outlines.
+
+    Returns
+    -------
+    list of ndarray of int
+        Numbers of the members of each set of several.
+    """
+    n = len(exposures)
+    ours = np.array([not e.is_background for e in exposures])
+    near = candidate_neighbours(outlines)
+    first = np.repeat(np.arange(n), [len(others) for others in near])
+    second = np.concatenate([np.empty(0, dtype=int), *near])
+    used = ours[first] & ours[second]
+    links = sparse.coo_array((np.ones(used.sum()), (first[used], second[used])), shape=(n, n))
+    labels = connected_components(links, directed=False)[1]
+    sets = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return [members for members in sets if len(members) > 1]
 
 
 def match_neighbourhood(
@@ -116,6 +214,7 @@ def match_neighbourhood(
     options: LevelMatchOptions,
     cores: int,
     watch: Watch | None = None,
+    scratch: Path | None = None,
 ) -> Neighbourhood:
     """
     Match exposures that have one common grid.
@@ -136,42 +235,44 @@ def match_neighbourhood(
         Number of threads.
     watch : callable, optional
         Called with names, result and cells.
+    scratch : Path, optional
+        Folder to keep the cells in, rather than in memory.
 
     Returns
     -------
     Neighbourhood
         Their functions.
     """
-    inside, near = [exposures[i] for i in members], [outlines[i] for i in members]
     passes = [one._replace(container=one.container[members], held=one.held[members]) for one in passes]
     p = 3 if any(one.slope for one in passes) else 1
-    grid = common_grid(near, options.pixel_scale_ratio)
-    cutouts = run(lambda i: _placed(inside[i], near[i], grid, options), range(len(inside)), cores=cores)
-    unit = float(np.median([c.half for c in cutouts]))
-    sums, used, start = _measured(cutouts, near, passes, p, unit, options, cores)
-    sigma = np.array([np.sqrt(np.median(c.variance) * f) for c, f in zip(cutouts, start.noise, strict=True)])
-    fixed = np.array([e.is_fixed for e in inside])
+    measured = measure_neighbourhood(
+        [exposures[i] for i in members],
+        [outlines[i] for i in members],
+        np.arange(len(members)),
+        [one.container for one in passes],
+        p,
+        options,
+        cores,
+        scratch,
+    )
+    sums, used, sigma = measured.sums, measured.used, measured.sigma
     kept = sums.take(used)
-    solution = solve_passes(len(members), kept, passes, fixed, sigma, _weight_factors(kept, options.weight_method))
+    fixed = np.array([exposures[i].is_fixed for i in members])
+    units = np.arange(len(members))
+    solution = solve_passes(units, kept, passes, fixed, sigma, _weight_factors(kept, options.weight_method))
     trust = np.zeros(len(used))
     trust[used] = solution.trust
-    coefficients = solution.coefficients
-    reference = []
-    for number in range(solution.component.max(initial=-1) + 1):
-        some = np.flatnonzero(solution.component == number)
-        zero, name = _zero_point(exposures, members, some, cutouts, coefficients, unit, sums, options)
-        coefficients[some] -= zero
-        reference.append(name)
+    coefficients, reference = _with_zero_points(exposures, members, measured, solution, options)
     result = Neighbourhood(
         members=members,
-        grid=grid,
-        unit=unit,
-        centres=np.array([c.centre for c in cutouts]),
+        grid=measured.grid,
+        unit=measured.unit,
+        centres=np.array([c.centre for c in measured.cutouts]),
         coefficients=coefficients,
         covariance=solution.covariance,
         component=solution.component,
         loose=solution.loose,
-        reference=tuple(reference),
+        reference=reference,
         pairs=LevelPairs(
             first=members[sums.first],
             second=members[sums.second],
@@ -185,40 +286,85 @@ def match_neighbourhood(
         ),
     )
     if watch:
-        watch([e.name for e in exposures], result, cutouts)
+        watch([e.name for e in exposures], result, measured.cutouts)
     return result
 
 
-def _measured(
-    cutouts: Sequence[CutOut],
+def measure_neighbourhood(
+    exposures: Sequence[Exposure],
     outlines: Sequence[Footprint],
-    passes: Sequence[Pass],
+    units: np.ndarray,
+    containers: Sequence[np.ndarray],
     p: int,
-    unit: float,
     options: LevelMatchOptions,
     cores: int,
-) -> tuple[PairSums, np.ndarray, Start]:
-    """Measure all pairs: their sums, which of them are used, and the start that good cells were told by."""
-    n = len(cutouts)
+    scratch: Path | None = None,
+) -> Measured:
+    """
+    Measure the differences of exposures on a common grid.
+
+    Parameters
+    ----------
+    exposures : sequence of Exposure
+        Exposures.
+    outlines : sequence of Footprint
+        Their outlines.
+    units : ndarray of int, shape (n,)
+        Exposures that move as one from the beginning: pairs of them are not compared.
+    containers : sequence of ndarray of int, shape (n,)
+        For each pass, the set within which each exposure is matched.
+    p : int
+        1 for constants, 3 for planes.
+    options : LevelMatchOptions
+        Options.
+    cores : int
+        Number of threads.
+    scratch : Path, optional
+        Folder to keep the cells in, rather than in memory.
+
+    Returns
+    -------
+    Measured
+        Cells and sums.
+    """
+    n = len(exposures)
+    grid = common_grid(outlines, options.pixel_scale_ratio)
+    cutouts = run(lambda i: _placed(exposures[i], outlines[i], grid, options, scratch), range(n), cores=cores)
+    unit = float(np.median([c.half for c in cutouts]))
     touching = [(i, int(j)) for i, others in enumerate(candidate_neighbours(outlines)) for j in others if i < j]
     fits = fit_pairs(cutouts, touching, p, unit, cores=cores)
     rejected = rejected_pairs(fits, np.array([c.extent for c in cutouts]), options)
     start = start_solution(n, fits.take(~rejected), unit)
-    containers = [one.container for one in passes]
-    parts = run(lambda patch: sum_patch(*patch, cutouts, start, containers), patches(cutouts).items(), cores=cores)
-    sums = join_sums(parts, p)
-    return sums, ~np.isin(_keys(sums, n), _keys(fits.take(rejected), n)), start
+
+    def add_up(patch: tuple[tuple[int, int], list[int]]) -> PairSums:
+        return sum_patch(*patch, cutouts, start, units, containers)
+
+    sums = join_sums(run(add_up, patches(cutouts).items(), cores=cores), p)
+    used = ~np.isin(_keys(sums, n), _keys(fits.take(rejected), n))
+    sigma = np.array([np.sqrt(np.median(c.variance) * f) for c, f in zip(cutouts, start.noise, strict=True)])
+    return Measured(grid, cutouts, unit, sums, used, sigma)
 
 
-def _placed(exposure: Exposure, outline: Footprint, grid: Grid, options: LevelMatchOptions) -> CutOut:
+def _placed(
+    exposure: Exposure, outline: Footprint, grid: Grid, options: LevelMatchOptions, scratch: Path | None
+) -> CutOut:
     pixels = exposure.read()
     if options.do_sigma_clip:
         image = np.where(pixels.good, pixels.data, np.nan)
         pixels = replace(pixels, good=pixels.good & ~source_mask(image, options))
     try:
-        return place(pixels, outline, exposure.wcs, grid)
+        cutout = place(pixels, outline, exposure.wcs, grid, reproject_func=options.reproject_func)
     except ValueError as error:
         raise ValueError(f"{exposure.name}: {error}") from error
+    return replace(cutout, value=_kept(cutout.value, scratch)) if scratch else cutout
+
+
+def _kept(array: np.ndarray, folder: Path) -> np.ndarray:
+    """Move an array to a file, of which the pages that are looked at are read again."""
+    handle, name = mkstemp(suffix=".npy", dir=folder)
+    os.close(handle)
+    np.save(name, array)
+    return np.load(name, mmap_mode="r")
 
 
 def _keys(pairs: PairSums | PairFits, n: int) -> np.ndarray:
@@ -237,29 +383,40 @@ def _weight_factors(sums: PairSums, method: str) -> np.ndarray:
     return wanted / likely * likely.mean() / wanted.mean()
 
 
-def _zero_point(
+def _with_zero_points(
     exposures: Sequence[Exposure],
     members: np.ndarray,
-    some: np.ndarray,
-    cutouts: Sequence[CutOut],
-    coefficients: np.ndarray,
-    unit: float,
-    sums: PairSums,
+    measured: Measured,
+    solution: PassesSolution,
     options: LevelMatchOptions,
-) -> tuple[np.ndarray, str]:
-    """Find the function to subtract from those of connected exposures, and the name of what it makes zero."""
-    inside = [exposures[members[i]] for i in some]
-    if any(e.is_fixed for e in inside):
-        return np.zeros(coefficients.shape[1]), "fixed"
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return functions with the zero point of each component, and what it is."""
+    coefficients = solution.coefficients.copy()
     tiles = np.array(tile_names([exposures[i] for i in members]))
-    touching = zip(tiles[sums.first], tiles[sums.second], strict=True)
+    touching = zip(tiles[measured.sums.first], tiles[measured.sums.second], strict=True)
     links = {(min(pair), max(pair)) for pair in touching if pair[0] != pair[1]}
-    name = reference_tile(exposures, members[some], links, [cutouts[i] for i in some], options)
-    if name == "mean":
-        return coefficients[some].mean(axis=0), name
-    chosen = [i for i in some if tiles[i] == name and exposures[members[i]].part != LYOT]
-    zero = coefficients[chosen].mean(axis=0)
-    if options.do_local_subtraction:
-        images = [cutouts[i].value - cutouts[i].function(coefficients[i] - zero, unit) for i in chosen]
-        zero[0] -= np.nan_to_num(background_level(images, options))
-    return zero, name
+    names = []
+    for number in range(solution.component.max(initial=-1) + 1):
+        some = np.flatnonzero(solution.component == number)
+        inside = [exposures[i] for i in members[some]]
+        if any(e.is_fixed for e in inside):
+            names.append("fixed")
+            continue
+        name = reference_tile(exposures, members[some], links, [measured.cutouts[i] for i in some], options)
+        chosen = [
+            i for i in some.tolist() if name == "mean" or (tiles[i] == name and exposures[members[i]].part != LYOT)
+        ]
+        coefficients[some] -= coefficients[chosen].mean(axis=0)
+        if options.do_local_subtraction and name != "mean":
+            coefficients[some, 0] += _background(measured, chosen, coefficients, options)
+        names.append(name)
+    return coefficients, tuple(names)
+
+
+def _background(
+    measured: Measured, chosen: Sequence[int], coefficients: np.ndarray, options: LevelMatchOptions
+) -> float:
+    """Background of the matched exposures of a tile; 0 if all of it is sources."""
+    cutouts = [measured.cutouts[i] for i in chosen]
+    images = [c.value - c.function(coefficients[i], measured.unit) for i, c in zip(chosen, cutouts, strict=True)]
+    return float(np.nan_to_num(background_level(images, options)))

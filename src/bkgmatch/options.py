@@ -6,7 +6,7 @@ from typing import Literal, get_args
 __all__ = ["METHOD_SYNONYMS", "LevelMatchOptions", "SkyMatchOptions"]
 
 SkyMethod = Literal["local", "global", "match", "global+match"]
-SkyStat = Literal["mean", "median", "midpt", "mode"]
+SkyStat = Literal["mean", "median", "midpt", "mode", "difference"]
 Overlap = Literal["good", "footprint", "exact"]
 LevelPer = Literal["exposure", "detector"]
 Scope = Literal["global", "component"]
@@ -40,8 +40,9 @@ class SkyMatchOptions:
         lowest sky that remains is added to all.
     match_down : bool
         With ``zero_point="auto"``: the lowest exposure keeps its sky (True) or the highest does (False).
-    skystat : {"mean", "median", "midpt", "mode"}
-        Statistic of the clipped pixels.
+    skystat : {"mean", "median", "midpt", "mode", "difference"}
+        Statistic of the clipped pixels. ``difference``: overlaps are compared pixel by pixel, which nebulae do not
+        disturb; the sky of a whole exposure is its median.
     lower, upper : float or None
         Limits of usable pixel values, in units of the data.
     nclip : int
@@ -106,6 +107,11 @@ class SkyMatchOptions:
     def matches(self) -> bool:
         """Whether overlaps are compared."""
         return "match" in self.skymethod
+
+    @property
+    def by_differences(self) -> bool:
+        """Whether overlaps are compared pixel by pixel."""
+        return self.matches and self.skystat == "difference"
 
     @property
     def is_global(self) -> bool:

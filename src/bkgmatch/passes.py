@@ -85,15 +85,15 @@ class _Solved:
 
 
 def solve_passes(
-    n: int, sums: PairSums, passes: Sequence[Pass], fixed: np.ndarray, sigma: np.ndarray, weights: np.ndarray
+    units: np.ndarray, sums: PairSums, passes: Sequence[Pass], fixed: np.ndarray, sigma: np.ndarray, weights: np.ndarray
 ) -> PassesSolution:
     """
     Solve the passes one after the other.
 
     Parameters
     ----------
-    n : int
-        Number of exposures.
+    units : ndarray of int, shape (n,)
+        Exposures that move as one from the beginning.
     sums : PairSums
         Sums of the pairs; ``sums.level`` is the pass of each.
     passes : sequence of Pass
@@ -115,9 +115,9 @@ def solve_passes(
     With maximum likelihood the right-hand sides of different passes are not correlated, and the covariance of each is
     its normal matrix: errors follow backwards through the passes, with the prior's for what it holds.
     """
-    p = sums.rhs.shape[1]
+    n, p = len(units), sums.rhs.shape[1]
     coefficients = np.zeros((n, p))
-    unit = np.arange(n)
+    unit = units
     trust = np.ones(len(sums.first))
     solved = []
     for level, one in enumerate(passes):
@@ -129,7 +129,7 @@ def solve_passes(
         trust[mine] = result.trust
         solved.append(result)
         unit = _joined(unit, pairs)
-    component = _connected(n, sums)
+    component = _connected(units, sums)
     return PassesSolution(
         coefficients=np.where((component >= 0)[:, None], coefficients, np.nan),
         covariance=_covariance(n, p, solved, component, fixed),
@@ -229,13 +229,14 @@ def _joined(unit: np.ndarray, pairs: PairSums) -> np.ndarray:
     return connected_components(links, directed=False)[1][unit]
 
 
-def _connected(n: int, sums: PairSums) -> np.ndarray:
-    labels = _joined(np.arange(n), sums)
-    alone = ~np.isin(np.arange(n), np.concatenate([sums.first, sums.second]))
-    labels = np.where(alone, -1, labels)
-    numbers, first = np.unique(labels, return_index=True)
-    order = {int(label): k for k, label in enumerate(numbers[numbers >= 0][np.argsort(first[numbers >= 0])])}
-    return np.array([order.get(int(label), -1) for label in labels])
+def _connected(units: np.ndarray, sums: PairSums) -> np.ndarray:
+    """Return the number of the connected set of each exposure; -1 for units without pairs."""
+    labels = _joined(units, sums)
+    alone = ~np.isin(units, units[np.concatenate([sums.first, sums.second])])
+    number: dict[int, int] = {}
+    return np.array(
+        [-1 if a else number.setdefault(int(label), len(number)) for label, a in zip(labels, alone, strict=True)]
+    )
 
 
 def _covariance(n: int, p: int, solved: Sequence[_Solved], component: np.ndarray, fixed: np.ndarray) -> np.ndarray:

@@ -1,8 +1,10 @@
 """LevelMatchStep: constants and planes from pixel-by-pixel differences, in passes."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -114,7 +116,9 @@ class LevelMatchStep(OptionalCrds, Step):
             options = self._options([e.name for e in exposures])
             watch = PairPlots(Path(self.save_plots), known.unit).draw if self.save_plots else None
             cores = number_of_cores(self.maximum_cores, len(exposures))
-            match = match_levels(exposures, options, cores=cores, watch=watch)
+            with nullcontext() if self.in_memory else TemporaryDirectory() as scratch:
+                place = Path(scratch) if scratch else None
+                match = match_levels(exposures, options, cores=cores, watch=watch, scratch=place)
             _tell(match, known.unit, self._apply(known, parts, match))
             if self.save_table:
                 made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}

@@ -46,7 +46,7 @@ class SkyMatchStep(OptionalCrds, Step):
         stepsize = integer(default=None) # Max vertex separation
 
         # Sky statistics parameters:
-        skystat = option('median', 'midpt', 'mean', 'mode', default='mode') # sky statistics
+        skystat = option('median', 'midpt', 'mean', 'mode', 'difference', default='mode') # sky statistics, or pixel by pixel
         dqbits = string(default='~DO_NOT_USE+NON_SCIENCE') # "good" DQ bits
         masks = force_list(default=None) # user masks (non-zero = good): one file per exposure, or a suffix
         regions = string(default=None) # DS9 file of sky regions to include, or exclude (-)

@@ -1,0 +1,115 @@
+"""Sky levels from pixel-by-pixel differences: for matching skies where nebulae disturb statistics of overlaps."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy import sparse
+
+from bkgmatch.differences import PairSums, join_sums
+from bkgmatch.execution import run
+from bkgmatch.exposures import Exposure, Pixels
+from bkgmatch.neighbourhoods import measure_neighbourhood, neighbourhoods, outline_of
+from bkgmatch.options import LevelMatchOptions, SkyMatchOptions
+from bkgmatch.pairs import Offsets
+from bkgmatch.passes import Pass, solve_passes
+from bkgmatch.solve import Solution
+
+__all__ = ["solve_differences"]
+
+
+def solve_differences(
+    exposures: Sequence[Exposure], groups: np.ndarray, options: SkyMatchOptions, *, cores: int = 1
+) -> tuple[Solution, Offsets]:
+    """
+    Find the levels of groups of exposures from differences in common cells.
+
+    Parameters
+    ----------
+    exposures : sequence of Exposure
+        Exposures.
+    groups : ndarray of int, shape (n,)
+        Group of each exposure: its members share a level.
+    options : SkyMatchOptions
+        Limits of pixel values, and weights.
+    cores : int
+        Number of threads.
+
+    Returns
+    -------
+    Solution
+        Levels of the groups, mean zero over each component.
+    Offsets
+        Measured differences.
+    """
+    n, n_groups = len(exposures), int(groups.max()) + 1
+    by_name = np.argsort([e.name for e in exposures])
+    limited = [_within_limits(exposures[i], options) for i in by_name]
+    outlines = run(outline_of, limited, cores=cores)
+    units, together = groups[by_name], [np.zeros(n, dtype=int)]
+    sums, sigma = [], np.zeros(n)
+    for members in neighbourhoods(limited, outlines):
+        measured = measure_neighbourhood(
+            [limited[i] for i in members],
+            [outlines[i] for i in members],
+            units[members],
+            [together[0][members]],
+            1,
+            LevelMatchOptions(min_area_percent=0.0),
+            cores,
+        )
+        sigma[members] = measured.sigma
+        found = measured.sums
+        sums.append(found._replace(first=members[found.first], second=members[found.second]))
+    pairs = join_sums(sums, 1)
+    weights = pairs.npix / pairs.normal[:, 0, 0] if options.weights == "npix" else np.ones(len(pairs.first))
+    nothing = np.zeros(n, dtype=bool)
+    every = [Pass("match", False, together[0], nothing)]
+    solution = solve_passes(units, pairs, every, nothing, np.where(sigma > 0, sigma, 1), weights)
+    member = np.zeros(n_groups, dtype=int)
+    member[units] = np.arange(n)
+    result = Solution(solution.coefficients[member], solution.covariance[member], solution.component[member])
+    return _in_order(result), _offsets(pairs, sigma, solution.trust, weights, by_name)
+
+
+def _within_limits(exposure: Exposure, options: SkyMatchOptions) -> Exposure:
+    """Leave out pixels beyond the limits of usable values."""
+    lower = -np.inf if options.lower is None else options.lower
+    upper = np.inf if options.upper is None else options.upper
+
+    def read() -> Pixels:
+        pixels = exposure.read()
+        with np.errstate(invalid="ignore"):
+            return replace(pixels, good=pixels.good & (pixels.data >= lower) & (pixels.data <= upper))
+
+    return exposure if np.isinf([lower, upper]).all() else replace(exposure, read=read)
+
+
+def _in_order(solution: Solution) -> Solution:
+    """Renumber the components in order of their first group, with mean zero over their groups."""
+    number: dict[int, int] = {}
+    component = np.array([number.setdefault(c, len(number)) if c >= 0 else -1 for c in solution.component.tolist()])
+    coefficients = solution.coefficients.copy()
+    for one in range(len(number)):
+        coefficients[component == one] -= coefficients[component == one].mean(axis=0)
+    return Solution(coefficients, solution.covariance, component)
+
+
+def _offsets(
+    pairs: PairSums, sigma: np.ndarray, trust: np.ndarray, weights: np.ndarray, place_of: np.ndarray
+) -> Offsets:
+    error = np.sqrt((sigma[pairs.first] ** 2 + sigma[pairs.second] ** 2) / pairs.npix)
+    one, two = place_of[pairs.first], place_of[pairs.second]
+    full = weights * pairs.normal[:, 0, 0]
+    count = len(one)
+    return Offsets(
+        first=np.minimum(one, two),
+        second=np.maximum(one, two),
+        offset=np.where(one < two, 1, -1) * pairs.offset(),
+        sigma=error,
+        npix=np.rint(pairs.npix).astype(int),
+        full_weight=full,
+        weight=trust * full,
+        loading=sparse.eye_array(count).tocsr(),
+        scatter=sparse.diags_array(error**2, shape=(count, count)).tocsr(),
+    )
