@@ -101,16 +101,17 @@ def place(
     grid : Grid
         The grid.
     reproject_func : {"interp", "exact", "adaptive"}
-        Bilinear interpolation between good pixels, of means of whole numbers of pixels where cells are larger than two
-        pixels; or a function of the package reproject.
+        Bilinear interpolation between good pixels, with means over cells larger than two pixels; or a function of the
+        package reproject.
 
     Returns
     -------
     CutOut
         With ``interp`` a cell has a value if the four pixels around its centre are good.
     """
-    low, high = _bounds(outline, grid)
-    where = pixel_map(outline, wcs, grid.vectors, low, high)
+    first, last = _bounds(outline, grid)
+    low, high = (f(edge / BLOCK).astype(int) * BLOCK for f, edge in ((np.floor, first), (np.ceil, last)))
+    where = pixel_map(outline, wcs, grid.vectors, first, last)
     side = grid.cell / pixel_side(outline)
     image = _cleaned(pixels)
     columns, rows = (np.arange(low[k], high[k]) for k in range(2))
@@ -138,11 +139,9 @@ def _extent(used: np.ndarray) -> np.ndarray:
 
 
 def _bounds(outline: Footprint, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest cell (x, y) that may lie on an exposure, on the edges of blocks."""
+    """Grid coordinates (x, y) between which an exposure lies, with a margin of two cells."""
     corners = grid.of(outline.vectors)
-    low = np.floor((corners.min(axis=0) - 1) / BLOCK).astype(int) * BLOCK
-    high = np.ceil((corners.max(axis=0) + 2) / BLOCK).astype(int) * BLOCK
-    return low, high
+    return corners.min(axis=0) - 2, corners.max(axis=0) + 2
 
 
 def _cleaned(pixels: Pixels) -> np.ndarray:
@@ -152,36 +151,47 @@ def _cleaned(pixels: Pixels) -> np.ndarray:
     return image
 
 
-def _binned(image: np.ndarray, side: int) -> np.ndarray:
-    """Means of squares of pixels of which three quarters are good."""
-    if side == 1:
-        return image
-    ny, nx = (n // side * side for n in image.shape)
-    squares = image[:ny, :nx].reshape(ny // side, side, nx // side, side)
-    good = np.isfinite(squares)
-    count = good.sum(axis=(1, 3))
-    total = np.where(good, squares, 0).sum(axis=(1, 3))
-    enough = count >= 0.75 * side**2
-    return np.where(enough, total / np.maximum(count, 1), np.nan).astype(np.float32)
-
-
 def _interpolated(
-    image: np.ndarray, where: PixelMap, columns: np.ndarray, rows: np.ndarray, binning: int
+    image: np.ndarray, where: PixelMap, columns: np.ndarray, rows: np.ndarray, parts: int
 ) -> tuple[np.ndarray, float]:
-    """Bilinear interpolation, NaN beside bad pixels; and what it leaves of the variance of a pixel."""
-    image = _binned(image, binning)
+    """
+    Bilinear interpolation, NaN beside bad pixels; and what it leaves of the variance of a pixel.
+
+    Cells larger than two pixels are means of ``parts`` x ``parts`` points, so that all exposures see the same sky.
+    """
     if min(image.shape) < 2:
         image = np.pad(image, [(0, max(0, 2 - n)) for n in image.shape], constant_values=np.nan)
     value = np.empty((len(rows), len(columns)), dtype=np.float32)
+    points = _points(columns, parts)
     squares, count = 0.0, 0
     for start in range(0, len(rows), _ROWS):
         some = slice(start, start + _ROWS)
-        x, y = (where(columns, rows[some]) - (binning - 1) / 2) / binning
-        value[some], fractions = _bilinear(image, x, y)
-        used = np.isfinite(value[some])[::4, ::4]
-        weights = np.prod([(1 - f) ** 2 + f**2 for f in fractions], axis=0)
+        x, y = where(points, _points(rows[some], parts))
+        fine, fractions = _bilinear(image, x, y)
+        value[some] = _means(fine, parts)
+        used = np.isfinite(fine)[::4, ::4]
+        # Of the sum of neighbouring points, only the pixels at its ends are not used whole.
+        weights = np.prod([(1 - f) ** 2 + f**2 + parts - 1 for f in fractions], axis=0) / parts**4
         squares, count = squares + weights[used].sum(dtype=float), count + int(used.sum())
-    return value, squares / count / binning**2 if count else 1.0
+    value[~where.covers(1, rows)] = np.nan
+    value[:, ~where.covers(0, columns)] = np.nan
+    return value, squares / count if count else 1.0
+
+
+def _points(cells: np.ndarray, parts: int) -> np.ndarray:
+    """Return equally spaced points in cells."""
+    return (cells[:, None] + (np.arange(parts) + 0.5) / parts - 0.5).ravel()
+
+
+def _means(fine: np.ndarray, parts: int) -> np.ndarray:
+    """Return means over the points of cells of which three quarters are good."""
+    if parts == 1:
+        return fine
+    squares = fine.reshape(fine.shape[0] // parts, parts, fine.shape[1] // parts, parts)
+    good = np.isfinite(squares)
+    count = good.sum(axis=(1, 3))
+    total = np.where(good, squares, 0).sum(axis=(1, 3))
+    return np.where(count >= 0.75 * parts**2, total / np.maximum(count, 1), np.nan)
 
 
 def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:

@@ -34,12 +34,21 @@ class PixelMap(NamedTuple):
     coefficients: np.ndarray
 
     def __call__(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Pixel coordinates (x, y), shape (2, n_rows, n_columns), of the cells in these columns and rows."""
+        """
+        Pixel coordinates (x, y), shape (2, n_rows, n_columns), of the cells in these columns and rows.
+
+        Those beyond the range of the series are taken at its end.
+        """
         degree = self.coefficients.shape[-1] - 1
         along_x, along_y = (
-            chebvander(_to_unit(at, self.low[k], self.high[k]), degree) for k, at in enumerate((columns, rows))
+            chebvander(np.clip(_to_unit(at, self.low[k], self.high[k]), -1, 1), degree)
+            for k, at in enumerate((columns, rows))
         )
         return along_y @ self.coefficients @ along_x.T
+
+    def covers(self, axis: int, cells: np.ndarray) -> np.ndarray:
+        """Whether columns (axis 0) or rows (axis 1) are in the range of the series."""
+        return (cells >= self.low[axis]) & (cells <= self.high[axis])
 
 
 def pixel_map(outline: Footprint, wcs: Callable, vectors: Callable, low: np.ndarray, high: np.ndarray) -> PixelMap:
@@ -54,8 +63,8 @@ def pixel_map(outline: Footprint, wcs: Callable, vectors: Callable, low: np.ndar
         ``wcs(x, y) -> (ra, dec)`` in degrees.
     vectors : callable
         Unit vectors, shape (n, 3), of grid coordinates (x, y), shape (n, 2).
-    low, high : ndarray of int, shape (2,)
-        Range of cells (x, y).
+    low, high : ndarray, shape (2,)
+        Range of grid coordinates (x, y).
 
     Returns
     -------
@@ -69,26 +78,32 @@ def pixel_map(outline: Footprint, wcs: Callable, vectors: Callable, low: np.ndar
     """
     nodes = _nodes(low, high)
     pixels = invert(outline, wcs, vectors(nodes))
-    ny, nx = outline.shape
     margin = 0.1 * max(outline.shape)
-    near = (pixels > -margin).all(axis=1) & (pixels < np.array([nx, ny]) + margin).all(axis=1)
-    if near.sum() < 10:  # a sliver of an outline in a wide range of cells
-        near = np.isfinite(pixels).all(axis=1)
-    unit = [_to_unit(nodes[near, k], low[k], high[k]) for k in range(2)]
-    for degree in _DEGREES:
-        terms = chebvander2d(unit[1], unit[0], [degree, degree])
-        solution = np.linalg.lstsq(terms, pixels[near], rcond=1e-12)[0]
-        error = np.abs(terms @ solution - pixels[near]).max()
+    on_image = ((pixels > -margin) & (pixels < np.array(outline.shape[::-1]) + margin)).all(axis=1)
+    # Beyond its image a WCS may do anything: then what it does there is left out.
+    for use in (np.isfinite(pixels).all(axis=1), on_image):
+        if not use.any():
+            continue
+        series, error = _fit(_to_unit(nodes[use], low, high), pixels[use])
         if error < _TOLERANCE:
             break
     if not error < _WORST:
-        raise ValueError(
-            f"the WCS is not smooth: a polynomial of degree {degree} misses it by {error:.2g} pixels; check the WCS"
-        )
-    return PixelMap(low, high, solution.T.reshape(2, degree + 1, degree + 1))
+        raise ValueError(f"the WCS is not smooth: polynomials miss it by {error:.2g} pixels; check the WCS")
+    return PixelMap(low, high, series)
 
 
-def _to_unit(at: np.ndarray, low: float, high: float) -> np.ndarray:
+def _fit(points: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Fit the Chebyshev series of least degree that is good enough; return also its largest error."""
+    for degree in _DEGREES:
+        terms = chebvander2d(points[:, 1], points[:, 0], [degree, degree])
+        solution = np.linalg.lstsq(terms, pixels, rcond=1e-12)[0]
+        error = float(np.abs(terms @ solution - pixels).max())
+        if error < _TOLERANCE or 2 * terms.shape[1] > len(points):
+            break
+    return solution.T.reshape(2, degree + 1, degree + 1), error
+
+
+def _to_unit(at: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return (2 * at - low - high) / (high - low)
 
 
