@@ -39,6 +39,7 @@ SCRIPTS = {
     "reproject": "reproject_coadd.py",
     "skymatch": "skymatch.py",
 }
+OURS = ("ours", "files")
 LEVELS_ONLY = ("reproject", "skymatch")
 
 # A small process of its own measures: a child's peak memory counts that of its parent until it has started.
@@ -168,24 +169,22 @@ def measure(command: list, log: Path) -> dict:
     return json.loads(result.read_text())
 
 
-def run_ours(run: Run) -> dict:
-    """Run LevelMatchStep and evaluate its output files."""
-    out = run.folder / "ours"
+def run_ours(run: Run, program: str) -> dict:
+    """Run LevelMatchStep (``ours``) or ``bkgmatch level`` (``files``) and evaluate the output files."""
+    out = run.folder / program
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    command = [
-        Path(sys.executable).with_name("strun"),
-        "bkgmatch.LevelMatchStep",
-        run.association,
-        f"--fit_type_dithers={run.fit}",
-        f"--fit_type_mosaic_tiles={run.fit}",
-        "--save_results=true",
-        f"--output_dir={out}",
-        f"--save_table={out / 'table.ecsv'}",
-    ]
-    result = measure(command, run.folder / "ours.log")
     files = members(run.association)
-    corrections = {f.name: subtracted(f, out / f.name.replace("_cal", "_levelmatch")) for f in files}
+    if program == "ours":
+        command = [Path(sys.executable).with_name("strun"), "bkgmatch.LevelMatchStep", run.association]
+        command += [f"--fit_type_dithers={run.fit}", f"--fit_type_mosaic_tiles={run.fit}", "--save_results=true"]
+        command += [f"--output_dir={out}", f"--save_table={out / 'table.ecsv'}"]
+    else:
+        command = [Path(sys.executable).with_name("bkgmatch"), "level", *files, f"--fit_type={run.fit}"]
+        command += [f"--out={out}", f"--save_table={out / 'table.ecsv'}"]
+    result = measure(command, run.folder / f"{program}.log")
+    suffix = "_levelmatch" if program == "ours" else "_cal"
+    corrections = {f.name: subtracted(f, out / f.name.replace("_cal", suffix)) for f in files}
     shutil.rmtree(out)
     return result | {"corrections": corrections}
 
@@ -213,8 +212,8 @@ def error(run: Run, result: dict) -> float:
 def row(case: str, fit: str, program: str, seeds: int, options: argparse.Namespace) -> dict:
     """Run one program on the seeds of a case."""
     runs = [Run.prepare(options.work, case, fit, seed) for seed in range(seeds)]
-    ours = program == "ours"
-    results = [run_ours(run) if ours else run_rival(run, program, options.rivals_root) for run in runs]
+    ours = program in OURS
+    results = [run_ours(run, program) if ours else run_rival(run, program, options.rivals_root) for run in runs]
     rms = np.array([error(run, result) for run, result in zip(runs, results, strict=True)])
     best = np.array([run.floor.rms for run in runs])
     limits = [run.floor.quantile(0.999, np.random.default_rng(0)) for run in runs]
@@ -261,7 +260,7 @@ def names(allowed: tuple[str, ...]):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=names(tuple(SCRIPTS)), default=[], help="rivals to run after ours")
-    parser.add_argument("--programs", type=names(("ours", *SCRIPTS)), help="exactly these, instead of --against")
+    parser.add_argument("--programs", type=names((*OURS, *SCRIPTS)), help="exactly these, instead of --against")
     parser.add_argument("--rivals-root", type=Path, help="folder of environments named like the rivals")
     parser.add_argument("--work", type=Path, default=Path("level_accuracy"), help="keeps inputs and rivals' results")
     parser.add_argument("--seeds", type=int, help="instead of each case's own number")

@@ -12,6 +12,7 @@ from stdatamodels.jwst.datamodels import ImageModel
 
 from bkgmatch.detectors import Detector, detector_wcs
 from bkgmatch.simulate import SimulatedExposure, pointings
+from bkgmatch.steps.simulated import as_model
 
 CENTER = (53.16, -27.79)
 ROLL = 40.0
@@ -82,6 +83,23 @@ def image_model(
 def simulated_model(exposure: SimulatedExposure) -> ImageModel:
     """Return the model of a simulated exposure."""
     return image_model(exposure.name, exposure.data, exposure.wcs, dq=exposure.dq, err=exposure.err)
+
+
+def miri_halves(exposure: SimulatedExposure, *, offset: float = 0.0) -> tuple[ImageModel, ImageModel]:
+    """Return the science and the Lyot half of a MIRI image; the latter has a level, errors and variances of its own."""
+    halves = as_model(exposure), as_model(exposure)
+    ny, nx = exposure.data.shape
+    lyot = np.zeros((ny, nx), dtype=bool)
+    lyot[round(735 / 1024 * ny) :, : round(290 / 1032 * nx)] = True
+    for model, letter, other in zip(halves, "sl", (lyot, ~lyot), strict=True):
+        model.meta.filename = f"{exposure.name}{letter}_cal.fits"
+        model.dq = model.dq | np.where(other, 513, 0).astype(np.uint32)
+        model.var_poisson = np.square(model.err) / 2
+        model.var_flat = np.square(model.err) / 3
+    for name, factor in (("err", 2), ("var_rnoise", 3), ("var_poisson", 5), ("var_flat", 7)):
+        setattr(halves[1], name, factor * getattr(halves[1], name))
+    halves[1].data = halves[1].data + np.float32(offset)
+    return halves
 
 
 def write(models: Sequence[ImageModel], folder: Path) -> list[Path]:

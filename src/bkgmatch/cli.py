@@ -131,8 +131,19 @@ def _skylist(options: argparse.Namespace) -> int:
 
 
 def _undo(options: argparse.Namespace) -> int:
-    from bkgmatch.steps.models import undo_files
+    from bkgmatch.images import is_jwst
 
-    for path, undone in undo_files(options.files, options.out).items():
+    jwst = [path for path in options.files if is_jwst(path)]
+    others = [path for path in options.files if path not in jwst]
+    written: dict[Path, bool] = {}
+    if jwst:
+        from bkgmatch.steps.models import undo_files
+
+        written |= undo_files(jwst, options.out)
+    if others:
+        from bkgmatch.image_files import undo_files
+
+        written |= undo_files(others, options.out)
+    for path, undone in written.items():
         print(path if undone else f"{path} (no level was recorded: copied as it is)")
     return 0

@@ -11,7 +11,7 @@ from bkgmatch.options import LevelMatchOptions
 from bkgmatch.plots import PairPlots
 from bkgmatch.record import level_pair_table, level_table, save_tables
 
-__all__ = ["match_files"]
+__all__ = ["match_files", "undo_files"]
 
 
 def match_files(
@@ -60,19 +60,51 @@ def match_files(
     images = [FitsImage.open(path) for path in files]
     others = [FitsImage.open(path) for path in fixed]
     unit = _common_unit([*images, *others])
-    for image in images:
-        if (folder / image.path.name).resolve() == image.path.resolve():
-            raise ValueError(f"{image.path} would be overwritten; choose another folder")
+    _check_copies(images, folder)
     exposures = [image.exposure() for image in images] + [other.exposure(is_fixed=True) for other in others]
     watch = PairPlots(plots, unit).draw if plots else None
     match = match_levels(exposures, options, cores=cores, watch=watch)
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
         if match.status[i] == MATCHED:
-            image.write(folder, match.plane(i))
+            image.write(folder, match.plane(i), float(match.sigma[i]))
     if table:
         save_tables(table, level_table(match, options, unit=unit), level_pair_table(match, unit=unit))
     return match
+
+
+def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
+    """
+    Undo what `match_files` subtracted.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Matched images; they are not changed.
+    folder : Path
+        Where to write the results, which keep the names.
+
+    Returns
+    -------
+    dict
+        The files written, and whether a level was undone; the others are copies.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `match_files`.
+    """
+    images = [FitsImage.open(path) for path in files]
+    _check_copies(images, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return dict(image.undo(folder) for image in images)
+
+
+def _check_copies(images: Sequence[FitsImage], folder: Path) -> None:
+    """Raise ValueError if a copy would replace an image."""
+    for image in images:
+        if (folder / image.path.name).resolve() == image.path.resolve():
+            raise ValueError(f"{image.path} would be overwritten; choose another folder")
 
 
 def _common_unit(images: Sequence[FitsImage]) -> str:

@@ -18,10 +18,11 @@ from bkgmatch.apply import shift
 from bkgmatch.exposures import Exposure, Pixels
 from bkgmatch.planes import Plane
 
-__all__ = ["FitsImage"]
+__all__ = ["FitsImage", "is_jwst", "read_plane"]
 
 _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
 _CARDS = ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC")
+_LYOT_CARDS = ("LVLYOT", "LVLY_A")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class FitsImage:
             raise FileNotFoundError(f"{path} does not exist")
         try:
             with fits.open(path) as hdus:
+                if any(keyword in hdus[0].header for keyword in _LYOT_CARDS):
+                    raise ValueError("its Lyot field has a level of its own: match it with LevelMatchStep")
                 extension = _image_extension(hdus)
                 header = hdus[extension].header
                 shape = (header["NAXIS2"], header["NAXIS1"])
@@ -87,7 +90,7 @@ class FitsImage:
         """Exposure of this image, with further fields of `Exposure`; it is named after the file."""
         return Exposure(self.path.name, self._read, self.wcs, **kwargs)
 
-    def write(self, folder: Path, plane: Plane) -> Path:
+    def write(self, folder: Path, plane: Plane, sigma: float) -> Path:
         """
         Write a copy from which a plane is subtracted, with a record of it in the header.
 
@@ -97,13 +100,15 @@ class FitsImage:
             Where to write; the copy keeps the name.
         plane : Plane
             What to subtract; what was subtracted before is added to the record.
+        sigma : float
+            Standard error of its level.
 
         Returns
         -------
         Path
             The copy.
         """
-        return self._copy(folder, partial(_subtract, plane=plane))
+        return self._copy(folder, partial(_subtract, plane=plane, sigma=sigma))
 
     def undo(self, folder: Path) -> tuple[Path, bool]:
         """
@@ -149,6 +154,15 @@ class FitsImage:
         return path
 
 
+def is_jwst(path: Path) -> bool:
+    """Whether a file is a JWST data model; files that cannot be read are not told from them."""
+    try:
+        with fits.open(path) as hdus:
+            return "ASDF" in hdus
+    except OSError:
+        return True
+
+
 def read_plane(header: Mapping[str, Any]) -> Plane | None:
     """
     Read the record of what was subtracted.
@@ -163,6 +177,8 @@ def read_plane(header: Mapping[str, Any]) -> Plane | None:
     Plane or None
         The sum of what was subtracted.
     """
+    if not header.get("LVLM_SUB", False):
+        return None
     if "LVLMATCH" in header:
         return Plane(float(header["LVLMATCH"]))
     if not all(keyword in header for keyword in _CARDS[1:]):
@@ -196,7 +212,7 @@ def _gwcs(hdu: fits.BinTableHDU) -> Callable | None:
             return tree.tree.get("meta", {}).get("wcs")
 
 
-def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane) -> None:
+def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane, sigma: float) -> None:
     hdu, header = hdus[image.extension], hdus[0].header
     hdu.data = shift(_floating(hdu.data), -plane.on_pixels(image.wcs, image.shape))
     earlier = read_plane(header)
@@ -209,6 +225,8 @@ def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane) -> None:
             header[keyword] = (value, f"matched plane: {comment}")
     else:
         header["LVLMATCH"] = (total.level, "matched level")
+    header["LVLM_SIG"] = (sigma, "standard error of the level")
+    header["LVLM_SUB"] = (True, "is the level subtracted?")
     header["S_LVLMAT"] = ("COMPLETE", "Level matching")
     header.add_history(f"bkgmatch {version('bkgmatch')} subtracted the level {plane.level:.8g}")
 
@@ -226,5 +244,5 @@ def _floating(data: np.ndarray) -> np.ndarray:
 
 
 def _remove_cards(header: fits.Header) -> None:
-    for keyword in (*_CARDS, "S_LVLMAT"):
+    for keyword in (*_CARDS, "LVLM_SIG", "LVLM_SUB", "S_LVLMAT"):
         header.remove(keyword, ignore_missing=True)
