@@ -19,6 +19,7 @@ BLOCK = 32
 
 _LEAST_KNOWN = 0.1  # part of the good pixels whose variance must be given for it to be used
 _ROWS = 64
+_CHOSEN = 64
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,15 @@ def place(
     CutOut
         With ``interp`` a cell has a value if the four pixels around its centre are good.
     """
-    first, last = _bounds(outline, grid)
-    low, high = (f(edge / BLOCK).astype(int) * BLOCK for f, edge in ((np.floor, first), (np.ceil, last)))
-    where = pixel_map(outline, wcs, grid.vectors, first, last)
+    where = pixel_map(outline, wcs, grid.of)
+    corners = grid.of(outline.vectors)
+    low = np.floor((corners.min(axis=0) - 1) / BLOCK).astype(int) * BLOCK
+    high = np.ceil((corners.max(axis=0) + 2) / BLOCK).astype(int) * BLOCK
     side = grid.cell / pixel_side(outline)
     image = _cleaned(pixels)
     columns, rows = (np.arange(low[k], high[k]) for k in range(2))
     if reproject_func == "interp":
-        value, smoothing = _interpolated(image, where, columns, rows, max(1, int(side + 0.01)))
+        value, smoothing = _interpolated(image, where, columns, rows, max(1, int(np.ceil(side - 0.1))))
     else:
         value, smoothing = reprojected(image, wcs, outline, grid.header(low), tuple(high - low)[::-1], reproject_func)
     ny, nx = outline.shape
@@ -138,12 +140,6 @@ def _extent(used: np.ndarray) -> np.ndarray:
     return np.array([np.ptp(found) + 1 if (found := np.flatnonzero(used.any(axis=k))).size else 0 for k in (0, 1)])
 
 
-def _bounds(outline: Footprint, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Grid coordinates (x, y) between which an exposure lies, with a margin of two cells."""
-    corners = grid.of(outline.vectors)
-    return corners.min(axis=0) - 2, corners.max(axis=0) + 2
-
-
 def _cleaned(pixels: Pixels) -> np.ndarray:
     """Return the data in float32, NaN where they are not good."""
     image = np.array(pixels.data, dtype=np.float32)
@@ -157,25 +153,42 @@ def _interpolated(
     """
     Bilinear interpolation, NaN beside bad pixels; and what it leaves of the variance of a pixel.
 
-    Cells larger than two pixels are means of ``parts`` x ``parts`` points, so that all exposures see the same sky.
+    Cells larger than a pixel are means of ``parts`` x ``parts`` points, so that all exposures see the same sky.
     """
     if min(image.shape) < 2:
         image = np.pad(image, [(0, max(0, 2 - n)) for n in image.shape], constant_values=np.nan)
     value = np.empty((len(rows), len(columns)), dtype=np.float32)
     points = _points(columns, parts)
-    squares, count = 0.0, 0
     for start in range(0, len(rows), _ROWS):
         some = slice(start, start + _ROWS)
-        x, y = where(points, _points(rows[some], parts))
-        fine, fractions = _bilinear(image, x, y)
-        value[some] = _means(fine, parts)
-        used = np.isfinite(fine)[::4, ::4]
-        # Of the sum of neighbouring points, only the pixels at its ends are not used whole.
-        weights = np.prod([(1 - f) ** 2 + f**2 + parts - 1 for f in fractions], axis=0) / parts**4
-        squares, count = squares + weights[used].sum(dtype=float), count + int(used.sum())
-    value[~where.covers(1, rows)] = np.nan
-    value[:, ~where.covers(0, columns)] = np.nan
-    return value, squares / count if count else 1.0
+        value[some] = _means(_bilinear(image, *where(points, _points(rows[some], parts))), parts)
+        value[some][~where.covers(columns, rows[some])] = np.nan
+    return value, _smoothing(where, columns, rows, np.isfinite(value), parts)
+
+
+def _smoothing(where: PixelMap, columns: np.ndarray, rows: np.ndarray, used: np.ndarray, parts: int) -> float:
+    """Mean, over cells chosen at random, of the sum of the squared coefficients of pixels; 1 without cells."""
+    rng = np.random.default_rng(0)  # a regular choice could always meet the same phase of the pixels
+    if not used.any():
+        return 1.0
+    across, along = (rng.choice(np.flatnonzero(used.any(axis=k)), _CHOSEN) for k in (1, 0))
+    at = where(_points(columns[along], parts), _points(rows[across], parts))
+    cells = at.reshape(2, len(across), parts, len(along), parts).transpose(0, 1, 3, 2, 4).reshape(2, -1, parts**2)
+    cells = cells[:, used[np.ix_(across, along)].ravel()]
+    if not cells.size:
+        return 1.0
+    corner = np.floor(cells)
+    fraction = cells - corner
+    corner = (corner - corner.min(axis=2, keepdims=True)).astype(int)
+    width = int(corner.max()) + 2
+    count = cells.shape[1]
+    coefficients = np.zeros(count * width**2)
+    first = np.arange(count)[:, None] * width**2 + corner[1] * width + corner[0]
+    for step_y, step_x in np.ndindex(2, 2):
+        share = np.abs(1 - step_x - fraction[0]) * np.abs(1 - step_y - fraction[1]) / parts**2
+        place = first + step_y * width + step_x
+        coefficients += np.bincount(place.ravel(), share.ravel(), minlength=len(coefficients))
+    return float((coefficients**2).sum() / count)
 
 
 def _points(cells: np.ndarray, parts: int) -> np.ndarray:
@@ -194,8 +207,8 @@ def _means(fine: np.ndarray, parts: int) -> np.ndarray:
     return np.where(count >= 0.75 * parts**2, total / np.maximum(count, 1), np.nan)
 
 
-def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Interpolate; NaN outside. Also return the fractional positions of every fourth point."""
+def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Interpolate; NaN outside."""
     ny, nx = image.shape
     inside = (x >= 0) & (y >= 0) & (x <= nx - 1) & (y <= ny - 1)
     column = np.clip(x, 0, nx - 2).astype(np.int32)
@@ -208,7 +221,7 @@ def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
     high = _mixed(flat.take(first), flat.take(first + 1), along)
     value = _mixed(low, high, across)
     value[~inside] = np.nan
-    return value, (along[::4, ::4], across[::4, ::4])
+    return value
 
 
 def _mixed(one: np.ndarray, two: np.ndarray, fraction: np.ndarray) -> np.ndarray:
@@ -227,7 +240,7 @@ def _variance_blocks(
     x, y = where(columns[::BLOCK] + middle, rows[::BLOCK] + middle) / BLOCK - 0.5
     ny, nx = blocks.shape
     blocks = np.pad(blocks, [(0, 1), (0, 1)], mode="edge")
-    return _bilinear(blocks, np.clip(x, 0, nx - 1), np.clip(y, 0, ny - 1))[0].astype(float)
+    return _bilinear(blocks, np.clip(x, 0, nx - 1), np.clip(y, 0, ny - 1)).astype(float)
 
 
 def _pixel_variances(image: np.ndarray, pixels: Pixels) -> np.ndarray:

@@ -22,7 +22,8 @@ PATCH = 4 * BLOCK
 """Side of a patch of sky, in cells."""
 
 _SAMPLE = 4096
-_FIT_ITERATIONS, _GRAPH_ITERATIONS = 8, 40
+_CAUCHY_ITERATIONS, _CORE_ITERATIONS, _CORE_LIMIT = 5, 4, 3.5
+_GRAPH_ITERATIONS = 40
 _LEAST_ABSOLUTE_ITERATIONS = 15
 _ROBUST_LIMIT = 3.0
 _FEW, _MANY = 30, 1000
@@ -189,7 +190,7 @@ def fit_pair(one: CutOut, two: CutOut, p: int, unit: float) -> tuple | None:
     (x0, x1), (y0, y1) = (_common_range(one, two, axis) for axis in "xy")
     if x0 >= x1 or y0 >= y1:
         return None
-    step = max(1, int(np.sqrt((x1 - x0) * (y1 - y0) / _SAMPLE)))
+    step = int(np.sqrt((x1 - x0) * (y1 - y0) / _SAMPLE)) | 1  # odd: not always the same phase of the pixels
     x, y, d = _differences(one, two, (x0, x1), (y0, y1), step)
     if len(d) < _FEW and step > 1:
         step = 1
@@ -201,7 +202,7 @@ def fit_pair(one: CutOut, two: CutOut, p: int, unit: float) -> tuple | None:
     terms = np.stack([np.ones(len(d)), x / unit, y / unit][:p], axis=1)
     estimate, weights, scale = _robust_fit(terms, d)
     normal = (terms * (weights / sum(variances))[:, None]).T @ terms * step**2
-    excess = _squared_scale((d - terms @ estimate) / np.sqrt(expected)) / _PHASES if len(d) >= _FEW else np.nan
+    excess = _core_scale((d - terms @ estimate) / np.sqrt(expected)) ** 2 / _PHASES if len(d) >= _FEW else np.nan
     return estimate, normal, len(d) * step**2, excess, (np.ptp(x) + step, np.ptp(y) + step), scale
 
 
@@ -224,28 +225,38 @@ def _differences(
 
 
 def _robust_fit(terms: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Fit a linear function with Cauchy weights, from the median on; also the weights and the robust scatter."""
+    """
+    Fit a linear function from the median on, with Cauchy weights and then to the core.
+
+    Return also the weights, and the robust scatter of the core: a ghost shall not hide in its own scatter.
+    """
     estimate = np.zeros(terms.shape[1])
     estimate[0] = np.median(d)
     residual = d - estimate[0]
-    weights = np.ones(len(d))
     centre = terms.mean(axis=0) * (np.arange(terms.shape[1]) > 0)
     centred = terms - centre
-    scale = np.sqrt(_squared_scale(residual))
-    for _ in range(_FIT_ITERATIONS if terms.shape[1] > 1 else 1):
-        weights = 1 / (1 + (residual / max(_ROBUST_LIMIT * scale, 1e-300)) ** 2)
+    for iteration in range(-_CAUCHY_ITERATIONS if len(estimate) > 1 else -1, _CORE_ITERATIONS):
+        if iteration < 0:
+            weights = 1 / (1 + (residual / max(_ROBUST_LIMIT * _scale(residual), 1e-300)) ** 2)
+        else:
+            weights = (np.abs(residual) <= _CORE_LIMIT * _core_scale(residual)).astype(float)
         normal = (centred * weights[:, None]).T @ centred
         normal[np.diag_indices(len(normal))] += _RIDGE * normal[0, 0]
         estimate = np.linalg.solve(normal, centred.T @ (weights * d))
         residual = d - centred @ estimate
-        scale = np.sqrt(_squared_scale(residual))
     estimate[0] -= estimate @ centre
-    return estimate, weights, scale
+    return estimate, weights, _core_scale(residual)
 
 
-def _squared_scale(residual: np.ndarray) -> float:
-    """Variance of a normal distribution with the same median of absolute deviations from zero."""
-    return (_NORMAL_MAD * float(np.median(np.abs(residual)))) ** 2
+def _scale(residual: np.ndarray) -> float:
+    """Return the standard deviation of a normal distribution with the same median of absolute values."""
+    return _NORMAL_MAD * float(np.median(np.abs(residual)))
+
+
+def _core_scale(residual: np.ndarray) -> float:
+    """Return the scale of what is left when outliers are clipped."""
+    scale = _scale(residual)
+    return _scale(residual[np.abs(residual) <= _CORE_LIMIT * scale])
 
 
 def start_solution(n: int, fits: PairFits, unit: float) -> Start:
@@ -276,7 +287,7 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
         coefficients = system.respond(assemble(n, equations)[1]).reshape(n, p)
         apart = fits.estimate - coefficients[fits.first] + coefficients[fits.second]
         pulls = np.sqrt(np.einsum("na,nab,nb->n", apart, fits.normal, apart) / p)
-        pulls /= max(float(np.median(pulls)) / 0.6745, 1e-300)
+        pulls /= max(float(np.median(pulls)) / 0.6745, 1.0)
         before, trust = trust, _trust(pulls, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
         if iteration > _LEAST_ABSOLUTE_ITERATIONS and np.abs(trust - before).max() < 1e-3:
             break
@@ -505,7 +516,9 @@ def _pair_sums(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return sums for all pairs (i, j) of k exposures: (k, k, p, p), (k, k, p), (k, k), (k, k)."""
     total = weight.sum(axis=0)
-    share = weight / np.sqrt(np.where(total > 0, total, 1))
+    total[total == 0] = 1
+    value = value - np.einsum("kc,kc->c", weight, value) / total  # what is common would only cost digits
+    share = weight / np.sqrt(total)
     product = share * value
     k = len(value)
     normal, mixed = np.empty((k, k, p, p)), np.empty((k, k, p))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ __all__ = ["LYOT", "Exposure", "Pixels"]
 
 LYOT = "lyot"
 """Part of a MIRI tile that is matched to the rest of it."""
+
+_SMALL = 1e-8
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,40 @@ class Exposure:
         if not callable(wcs):
             wcs = wcs.pixel_to_world_values
         return cls(name, lambda: Pixels(data, mask, variance), wcs, **kwargs)  # type: ignore[arg-type]
+
+    def times(self, factor: float) -> "Exposure":
+        """Exposure in another unit."""
+        read = self.read
+
+        def scaled() -> Pixels:
+            pixels = read()
+            variance = None if pixels.variance is None else pixels.variance * np.float64(factor) ** 2
+            return Pixels(pixels.data * np.float64(factor), pixels.good, variance)
+
+        return replace(self, read=scaled)
+
+
+def handy_factor(exposures: Sequence[Exposure]) -> float:
+    """
+    Find a factor that brings data into the range of single precision.
+
+    Parameters
+    ----------
+    exposures : sequence of Exposure
+        Exposures in one unit.
+
+    Returns
+    -------
+    float
+        1 for values of the usual size, else a power of 2 that brings typical values near 1.
+    """
+    for exposure in exposures:
+        pixels = exposure.read()
+        sample = np.abs(pixels.data[pixels.good & np.isfinite(pixels.data)][::97].astype(float))
+        if sample.any():
+            typical = float(np.median(sample[sample > 0]))
+            return 1.0 if _SMALL < typical < 1 / _SMALL else 2.0 ** -round(np.log2(typical))
+    return 1.0
 
 
 def check_names(exposures: Sequence[Exposure]) -> None:

@@ -1,14 +1,14 @@
 """Match levels or planes of exposures pixel by pixel: the stages in order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bkgmatch.execution import run
-from bkgmatch.exposures import LYOT, Exposure, check_names
+from bkgmatch.exposures import LYOT, Exposure, check_names, handy_factor
 from bkgmatch.footprints import Footprint
 from bkgmatch.grids import Grid
 from bkgmatch.neighbourhoods import (
@@ -156,14 +156,28 @@ def _match_levels(
     check_names(exposures)
     check_reference(exposures, options.reference)
     order = np.argsort([e.name for e in exposures])
-    by_name = [exposures[i] for i in order]
+    factor = handy_factor(exposures)
+    by_name = [exposures[i] if factor == 1 else exposures[i].times(factor) for i in order]
     outlines = run(outline_of, by_name, cores=cores)
     passes = _passes(by_name, options)
     found = [
         match_neighbourhood(by_name, outlines, members, passes, options, cores, watch, scratch)
         for members in neighbourhoods(by_name, outlines)
     ]
-    return _collected(by_name, outlines, found, order)
+    match = _collected(by_name, outlines, found, order)
+    return match if factor == 1 else _divided(match, factor)
+
+
+def _divided(match: LevelMatch, factor: float) -> LevelMatch:
+    """Match in the unit of the data."""
+    pairs = {name: getattr(match.pairs, name) / factor for name in ("offset", "sigma", "rms", "residual")}
+    return replace(
+        match,
+        level=match.level / factor,
+        slope=match.slope / factor,
+        covariance=match.covariance / factor**2,
+        pairs=match.pairs._replace(**pairs),
+    )
 
 
 def _passes(exposures: Sequence[Exposure], options: LevelMatchOptions) -> list[Pass]:

@@ -168,14 +168,16 @@ def _solve_pass(
     trust = np.ones(len(first))
     system, found = solve(trust, prior)
     if q > 1:
-        prior = prior * (_LOOSE * scale / _plausible_tilt(system, found, scale)) ** 2
+        prior = prior * (_LOOSE * scale / _plausible_tilt(system, found, ~held_units, scale)) ** 2
         system, found = solve(trust, prior)
-    for _ in range(_TRUST_ITERATIONS):
+    for iteration in range(2 * _TRUST_ITERATIONS):
         apart = found[first] - found[second]
         left = (rhs[:, 0] - np.einsum("nb,nb->n", pairs.normal[:, 0, :q], apart)) / pairs.normal[:, 0, 0]
         pulls = np.abs(left) / np.sqrt(variance / pairs.npix)
-        earlier, trust = trust, _closing(pulls)
-        if np.abs(trust - earlier).max(initial=0) < 1e-3:
+        if iteration == 0 and (pulls <= _TRUSTED).all():
+            break
+        earlier, trust = trust, _closing(pulls) if iteration >= _TRUST_ITERATIONS else 1 / np.maximum(pulls, 1)
+        if np.abs(trust - earlier).max() < 1e-3 and iteration > _TRUST_ITERATIONS:
             break
         system, found = solve(trust, prior)
     factors = trust * weights
@@ -195,10 +197,10 @@ def _closing(pulls: np.ndarray) -> np.ndarray:
     return np.minimum(1, limit / np.maximum(pulls, limit)) ** 2
 
 
-def _plausible_tilt(system: NormalSystem, found: np.ndarray, sigma: float) -> float:
+def _plausible_tilt(system: NormalSystem, found: np.ndarray, free: np.ndarray, sigma: float) -> float:
     """Three times the rms of the tilts that are determined best: at least the noise of a cell."""
     variances = _tilt_variances(system, system.normal).max(axis=1)
-    known = np.isfinite(variances)
+    known = free & np.isfinite(variances)
     best = known & (variances <= np.median(variances[known])) if known.any() else known
     tilts = found[best, 1:]
     return float(np.clip(_TILTS * np.sqrt(np.mean(tilts**2)), sigma, _LOOSE * sigma)) if tilts.size else sigma

@@ -9,12 +9,13 @@ from astropy.wcs import WCS
 from astropy.wcs.wcsapi import BaseLowLevelWCS, HighLevelWCSMixin
 
 from bkgmatch.footprints import Footprint
-from bkgmatch.pixel_maps import invert
+from bkgmatch.pixel_maps import pixels_per_plane
 
 __all__ = ["reprojected"]
 
 _COMPLETE = 0.999
 _SAMPLE = 128  # pixels
+_NEWTON_STEPS = 4
 
 
 class _SkyWcs(BaseLowLevelWCS, HighLevelWCSMixin):
@@ -39,10 +40,20 @@ class _SkyWcs(BaseLowLevelWCS, HighLevelWCSMixin):
 
     def world_to_pixel_values(self, *world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels x, y at right ascensions and declinations."""
-        ra, dec = np.deg2rad(np.broadcast_arrays(*world))
-        vectors = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
-        pixels = invert(self._outline, self._wcs, vectors.reshape(-1, 3))
+        ra, dec = np.broadcast_arrays(*world)
+        target = self._outline.project(_vectors(ra.ravel(), dec.ravel()))
+        slope = pixels_per_plane(self._outline)
+        limit = np.array(self._outline.shape[::-1])
+        pixels = np.clip(self._outline.to_pixels(target), -limit, 2 * limit)
+        for _ in range(_NEWTON_STEPS):
+            there = self._outline.project(_vectors(*self._wcs(*pixels.T)))
+            pixels = pixels + (target - there) @ slope.T
         return pixels[:, 0].reshape(ra.shape), pixels[:, 1].reshape(ra.shape)
+
+
+def _vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+    a, d = np.deg2rad(ra), np.deg2rad(dec)
+    return np.column_stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)])
 
 
 def reprojected(

@@ -8,7 +8,7 @@ from scipy import sparse
 
 from bkgmatch.differences import PairSums, join_sums
 from bkgmatch.execution import run
-from bkgmatch.exposures import Exposure, Pixels
+from bkgmatch.exposures import Exposure, Pixels, handy_factor
 from bkgmatch.neighbourhoods import measure_neighbourhood, neighbourhoods, outline_of
 from bkgmatch.options import LevelMatchOptions, SkyMatchOptions
 from bkgmatch.pairs import Offsets
@@ -44,7 +44,9 @@ def solve_differences(
     """
     n, n_groups = len(exposures), int(groups.max()) + 1
     by_name = np.argsort([e.name for e in exposures])
+    factor = handy_factor(exposures)
     limited = [_within_limits(exposures[i], options) for i in by_name]
+    limited = limited if factor == 1 else [exposure.times(factor) for exposure in limited]
     outlines = run(outline_of, limited, cores=cores)
     units, together = groups[by_name], [np.zeros(n, dtype=int)]
     sums, sigma = [], np.zeros(n)
@@ -68,8 +70,10 @@ def solve_differences(
     solution = solve_passes(units, pairs, every, nothing, np.where(sigma > 0, sigma, 1), weights)
     member = np.zeros(n_groups, dtype=int)
     member[units] = np.arange(n)
-    result = Solution(solution.coefficients[member], solution.covariance[member], solution.component[member])
-    return _in_order(result), _offsets(pairs, sigma, solution.trust, weights, by_name)
+    result = Solution(
+        solution.coefficients[member] / factor, solution.covariance[member] / factor**2, solution.component[member]
+    )
+    return _in_order(result), _offsets(pairs, sigma, solution.trust, weights, by_name, factor)
 
 
 def _within_limits(exposure: Exposure, options: SkyMatchOptions) -> Exposure:
@@ -96,16 +100,21 @@ def _in_order(solution: Solution) -> Solution:
 
 
 def _offsets(
-    pairs: PairSums, sigma: np.ndarray, trust: np.ndarray, weights: np.ndarray, place_of: np.ndarray
+    pairs: PairSums,
+    sigma: np.ndarray,
+    trust: np.ndarray,
+    weights: np.ndarray,
+    place_of: np.ndarray,
+    factor: float,
 ) -> Offsets:
-    error = np.sqrt((sigma[pairs.first] ** 2 + sigma[pairs.second] ** 2) / pairs.npix)
+    error = np.sqrt((sigma[pairs.first] ** 2 + sigma[pairs.second] ** 2) / pairs.npix) / factor
     one, two = place_of[pairs.first], place_of[pairs.second]
-    full = weights * pairs.normal[:, 0, 0]
+    full = weights * pairs.normal[:, 0, 0] * factor**2
     count = len(one)
     return Offsets(
         first=np.minimum(one, two),
         second=np.maximum(one, two),
-        offset=np.where(one < two, 1, -1) * pairs.offset(),
+        offset=np.where(one < two, 1, -1) * pairs.offset() / factor,
         sigma=error,
         npix=np.rint(pairs.npix).astype(int),
         full_weight=full,
