@@ -199,9 +199,6 @@ def test_images_without_noise(tmp_path, levels):
     np.testing.assert_allclose([left for _, left in found], 0, atol=1e-5)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=(ValueError, RuntimeWarning), reason="'the overlaps do not determine all coefficients'"
-)
 def test_images_without_noise_beside_a_fixed_one(tmp_path):
     files = constant_files(tmp_path, [(tile_wcs((1, 3)), (10, 14, 11.5)), (tile_wcs((1, 1)), (2,))])
     found = accepted(files, fixed=[files[3].name])

@@ -197,14 +197,14 @@ def _points(cells: np.ndarray, parts: int) -> np.ndarray:
 
 
 def _means(fine: np.ndarray, parts: int) -> np.ndarray:
-    """Return means over the points of cells of which three quarters are good."""
+    """Return means over the points of cells of which nearly all are good: not those that an edge cuts."""
     if parts == 1:
         return fine
     squares = fine.reshape(fine.shape[0] // parts, parts, fine.shape[1] // parts, parts)
     good = np.isfinite(squares)
     count = good.sum(axis=(1, 3))
     total = np.where(good, squares, 0).sum(axis=(1, 3))
-    return np.where(count >= 0.75 * parts**2, total / np.maximum(count, 1), np.nan)
+    return np.where(count >= 0.9 * parts**2, total / np.maximum(count, 1), np.nan)
 
 
 def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ _NORMAL_MAD = 1.4826
 _PHASES = 0.94  # (1.4826 MAD)^2 / variance, where the variance of interpolated cells differs from cell to cell
 _CLIP = 4.0
 _INTERPOLATION = 0.1  # rms error of bilinear interpolation, as a fraction of the second difference
-_SIGNIFICANT = 4.0
+_SIGNIFICANT = 9.0
 
 
 class PairFits(NamedTuple):
@@ -471,7 +471,7 @@ def _good_cells(
     y, x = np.nonzero(several)
     value, weight, mean, total = value[:, several], weight[:, several], mean[several], total[several]
     # Of a value about the mean, which it is part of, the variance is less by w / sum w.
-    allowed = _CLIP**2 * (smoothing[:, None] * (1 - weight / total) + rough * weight)
+    allowed = _CLIP**2 * (1 - weight / total) * (smoothing[:, None] + rough * weight)
     strange = ((value - mean) ** 2 * weight > allowed).any(axis=0)
     weight[:, strange] = _without_outliers(value[:, strange], weight[:, strange], smoothing, rough[strange])
     weight /= 1 + rough * weight

@@ -83,27 +83,27 @@ def pixel_map(outline: Footprint, wcs: Callable, grid_of: Callable) -> PixelMap:
     ValueError
         If the WCS is not smooth.
     """
-    pixels = _nodes(outline.shape)
+    nodes = _nodes(outline.shape)
+    pixels = np.concatenate([nodes, _between(nodes)])
     points = grid_of(sky_vectors(wcs, pixels))
     low, high = points.min(axis=0), points.max(axis=0)
     across, along = _to_unit(points, low, high).T[::-1]
     for degree in _DEGREES:
-        terms = chebvander2d(across, along, [degree, degree])
         total = np.add.outer(np.arange(degree + 1), np.arange(degree + 1)).ravel()
         chosen = np.flatnonzero(total <= degree)
-        solution = np.linalg.lstsq(terms[:, chosen], pixels, rcond=1e-12)[0]
-        error = float(np.abs(terms[:, chosen] @ solution - pixels).max())
+        terms = chebvander2d(across, along, [degree, degree])[:, chosen]
+        solution = np.linalg.lstsq(terms[: len(nodes)], nodes, rcond=1e-12)[0]
+        error = float(np.abs(terms @ solution - pixels).max())
         if error < _TOLERANCE:
             break
     if not error < _WORST:
         raise ValueError(f"the WCS is not smooth: polynomials miss it by {error:.2g} pixels; check the WCS")
     coefficients = np.zeros((2, (degree + 1) ** 2))
     coefficients[:, chosen] = solution.T
-    affine = np.linalg.lstsq(np.column_stack([points, np.ones(len(points))]), pixels, rcond=None)[0]
-    bend = np.abs(np.column_stack([points, np.ones(len(points))]) @ affine - pixels).max()
-    return PixelMap(
-        low, high, coefficients.reshape(2, degree + 1, degree + 1), affine.T, float(bend) + 1, outline.shape
-    )
+    flat = np.column_stack([points, np.ones(len(points))])
+    affine = np.linalg.lstsq(flat, pixels, rcond=None)[0]
+    bend = float(np.abs(flat @ affine - pixels).max())
+    return PixelMap(low, high, coefficients.reshape(2, degree + 1, degree + 1), affine.T, bend + 1, outline.shape)
 
 
 def _nodes(shape: tuple[int, int]) -> np.ndarray:
@@ -111,6 +111,12 @@ def _nodes(shape: tuple[int, int]) -> np.ndarray:
     unit = -np.cos(np.pi * np.arange(_NODES) / (_NODES - 1))
     x, y = ((unit + 1) / 2 * n - 0.5 for n in shape[::-1])
     return np.column_stack([axis.ravel() for axis in np.meshgrid(x, y)])
+
+
+def _between(nodes: np.ndarray) -> np.ndarray:
+    """Return points between nodes, which show whether a fit holds there."""
+    square = nodes.reshape(_NODES, _NODES, 2)
+    return ((square[1:, 1:] + square[:-1, :-1]) / 2).reshape(-1, 2)
 
 
 def _to_unit(at: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
