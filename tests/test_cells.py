@@ -328,8 +328,7 @@ def test_variance_of_sums_over_many_cells(ratio):
 
 @pytest.mark.parametrize(
     ("ratio", "angle"),
-    [(ratio, 31.0) for ratio in RATIOS]
-    + [(ratio, 0.0) for ratio in RATIOS],
+    [(ratio, 31.0) for ratio in RATIOS] + [(ratio, 0.0) for ratio in RATIOS],
 )
 def test_variance_of_single_cells(ratio, angle):
     """Cells at a pixel's centre have its variance; those in a corner of four have a quarter."""

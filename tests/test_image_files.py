@@ -132,9 +132,6 @@ def test_kinds_of_numbers(tmp_path, kind):
     assert kinds == {"f"}
 
 
-@pytest.mark.xfail(
-    strict=True, raises=Warning, reason="the copy, of floats, keeps the card BLANK: a warning of astropy"
-)
 def test_blank_pixels_of_integer_images(tmp_path):
     files = write(tmp_path / "in", kind="int16", error=False, layout="primary")
     for file in files:
@@ -167,7 +164,6 @@ def test_nan_and_infinite_pixels_stay(tmp_path):
         assert (np.abs(old[np.isfinite(old)] - new[np.isfinite(old)]) < 20).all()
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the copy is compressed again, with loss")
 def test_compressed_images_keep_their_values(tmp_path):
     """The copy is what was asked for: the image less its level, not a coarser one."""
     files = write(tmp_path / "in", error=False)
@@ -312,7 +308,6 @@ def test_undo_of_jwst_files(jwst, tmp_path, fit):
         np.testing.assert_allclose(back, old, rtol=0, atol=3e-6)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the second result replaces the first")
 @pytest.mark.parametrize("kind", ["plain", "jwst"])
 def test_undo_of_images_with_one_name(jwst, tmp_path, capsys, kind):
     if kind == "plain":
@@ -392,11 +387,6 @@ def test_an_image_that_overlaps_nothing(tmp_path, capsys):
     np.testing.assert_allclose(apart(removed(files[:2], tmp_path / "out")), (0, 2), atol=NEAR)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="galactic longitude and latitude are taken for right ascension and declination",
-)
 def test_images_with_galactic_axes(tmp_path):
     """A celestial WCS with galactic axes is that of the same sky."""
     files = write(tmp_path / "in", "ab")
@@ -434,7 +424,7 @@ def has(message, *parts):
 
 def test_names_from_two_folders(tmp_path, capsys):
     one, two = write(tmp_path / "one", "ab"), write(tmp_path / "two", "ac")
-    has(refused(tmp_path, capsys, *one, *two), "a.fits", "more than once")
+    has(refused(tmp_path, capsys, *one, *two), "a.fits", "several files")
 
 
 def test_missing_file(tmp_path, capsys):
@@ -542,10 +532,7 @@ def test_usage(tmp_path, capsys, options):
     assert options[0] in capsys.readouterr().err
 
 
-LATE = pytest.mark.xfail(strict=True, raises=AssertionError, reason="the table is written after the copies")
-
-
-@pytest.mark.parametrize("option", [pytest.param("--save_table", marks=LATE), "--save_plots"])
+@pytest.mark.parametrize("option", ["--save_table", "--save_plots"])
 def test_a_table_or_picture_that_cannot_be_written(tmp_path, capsys, option):
     (tmp_path / "file").write_text("here a folder is needed\n")
     refused(tmp_path, capsys, *write(tmp_path / "in"), option, tmp_path / "file" / "levels.ecsv")

@@ -131,8 +131,9 @@ def _skylist(options: argparse.Namespace) -> int:
 
 
 def _undo(options: argparse.Namespace) -> int:
-    from bkgmatch.images import is_jwst
+    from bkgmatch.images import check_distinct, is_jwst
 
+    check_distinct(options.files)
     jwst = [path for path in options.files if is_jwst(path)]
     others = [path for path in options.files if path not in jwst]
     written: dict[Path, bool] = {}

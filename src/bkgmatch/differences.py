@@ -27,6 +27,7 @@ _GRAPH_ITERATIONS = 40
 _LEAST_ABSOLUTE_ITERATIONS = 15
 _ROBUST_LIMIT = 3.0
 _FEW, _MANY = 30, 1000
+_LEAST_NOISE = 1e-4  # of the given variance: images without noise differ by rounding
 _RIDGE = 1e-9
 _NORMAL_MAD = 1.4826
 _PHASES = 0.94  # (1.4826 MAD)^2 / variance, where the variance of interpolated cells differs from cell to cell
@@ -313,7 +314,7 @@ def _noise_factors(n: int, fits: PairFits) -> np.ndarray:
     numbers, start, count = np.unique(exposure[order], return_index=True, return_counts=True)
     middle = start + count // 2
     factors[numbers] = (excess[order][middle] + excess[order][start + (count - 1) // 2]) / 2
-    return factors
+    return np.maximum(factors, _LEAST_NOISE)
 
 
 def pair_equations(

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from astropy.coordinates import ICRS
+from astropy.wcs import WCS
+from astropy.wcs.utils import wcs_to_celestial_frame
 
 __all__ = ["LYOT", "Exposure", "Pixels"]
 
@@ -123,9 +126,8 @@ class Exposure:
         variance = None if variance is None else np.asarray(variance)
         if variance is not None and variance.shape != data.shape:
             raise ValueError(f"{name}: the variance has shape {variance.shape}, the data {data.shape}")
-        if not callable(wcs):
-            wcs = wcs.pixel_to_world_values
-        return cls(name, lambda: Pixels(data, mask, variance), wcs, **kwargs)  # type: ignore[arg-type]
+        to_sky = wcs if callable(wcs) else icrs_of(wcs)
+        return cls(name, lambda: Pixels(data, mask, variance), to_sky, **kwargs)  # type: ignore[arg-type]
 
     def times(self, factor: float) -> "Exposure":
         """Exposure in another unit."""
@@ -137,6 +139,30 @@ class Exposure:
             return Pixels(pixels.data * np.float64(factor), pixels.good, variance)
 
         return replace(self, read=scaled)
+
+
+def icrs_of(wcs: WCS) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """
+    Make the function that exposures take of a FITS WCS.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        Celestial WCS, in any frame.
+
+    Returns
+    -------
+    callable
+        ``wcs(x, y) -> (ra, dec)``: ICRS, in degrees.
+    """
+    if isinstance(wcs_to_celestial_frame(wcs), ICRS) and wcs.wcs.lng == 0:
+        return wcs.pixel_to_world_values
+
+    def to_sky(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        position = wcs.pixel_to_world(x, y).icrs
+        return position.ra.deg, position.dec.deg
+
+    return to_sky
 
 
 def handy_factor(exposures: Sequence[Exposure]) -> float:

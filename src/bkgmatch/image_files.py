@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from astropy.units import Unit
-
-from bkgmatch.images import FitsImage
+from bkgmatch.images import FitsImage, check_distinct, same_unit
 from bkgmatch.levels import MATCHED, LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.plots import PairPlots
@@ -32,7 +30,8 @@ def match_files(
     files : sequence of Path
         FITS images with a celestial WCS. They are not changed.
     folder : Path
-        Where to write the copies, which keep the names; it is made if it does not exist.
+        Where to write the copies, which keep the names; it is made if it does not exist. Images that could not be
+        matched are copied as they are.
     options : LevelMatchOptions
         Options.
     fixed : sequence of Path
@@ -64,12 +63,14 @@ def match_files(
     exposures = [image.exposure() for image in images] + [other.exposure(is_fixed=True) for other in others]
     watch = PairPlots(plots, unit).draw if plots else None
     match = match_levels(exposures, options, cores=cores, watch=watch)
+    if table:
+        save_tables(table, level_table(match, options, unit=unit), level_pair_table(match, unit=unit))
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
         if match.status[i] == MATCHED:
             image.write(folder, match.plane(i), float(match.sigma[i]))
-    if table:
-        save_tables(table, level_table(match, options, unit=unit), level_pair_table(match, unit=unit))
+        else:
+            image.copy(folder)
     return match
 
 
@@ -101,7 +102,8 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
 
 
 def _check_copies(images: Sequence[FitsImage], folder: Path) -> None:
-    """Raise ValueError if a copy would replace an image."""
+    """Raise ValueError if a copy would replace an image or another copy."""
+    check_distinct([image.path for image in images])
     for image in images:
         if (folder / image.path.name).resolve() == image.path.resolve():
             raise ValueError(f"{image.path} would be overwritten; choose another folder")
@@ -111,6 +113,6 @@ def _common_unit(images: Sequence[FitsImage]) -> str:
     """Return the unit of all images; ValueError if they differ."""
     named = [image for image in images if image.unit]
     for image in named:
-        if Unit(image.unit, parse_strict="silent") != Unit(named[0].unit, parse_strict="silent"):
+        if not same_unit(image.unit, named[0].unit):
             raise ValueError(f"{image.path} has the unit {image.unit}, {named[0].path} {named[0].unit}; convert it")
     return named[0].unit if named else ""

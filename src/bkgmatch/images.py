@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -12,13 +13,14 @@ from typing import Any
 import asdf
 import numpy as np
 from astropy.io import fits
+from astropy.units import Unit
 from astropy.wcs import WCS
 
 from bkgmatch.apply import shift
-from bkgmatch.exposures import Exposure, Pixels
+from bkgmatch.exposures import Exposure, Pixels, icrs_of
 from bkgmatch.planes import Plane
 
-__all__ = ["FitsImage", "is_jwst", "read_plane"]
+__all__ = ["FitsImage", "check_distinct", "is_jwst", "read_plane", "same_unit"]
 
 _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
 _CARDS = ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC")
@@ -110,6 +112,10 @@ class FitsImage:
         """
         return self._copy(folder, partial(_subtract, plane=plane, sigma=sigma))
 
+    def copy(self, folder: Path) -> Path:
+        """Write a copy as it is, but for a status in its header."""
+        return self._copy(folder, _skip)
+
     def undo(self, folder: Path) -> tuple[Path, bool]:
         """
         Write a copy without what `write` subtracted.
@@ -152,6 +158,18 @@ class FitsImage:
         finally:
             part.unlink(missing_ok=True)
         return path
+
+
+def check_distinct(files: Sequence[Path]) -> None:
+    """Raise ValueError if files in different folders have the same name: their copies would replace each other."""
+    shared = sorted(name for name, count in Counter(file.name for file in files).items() if count > 1)
+    if shared:
+        raise ValueError(f"several files are named {shared[0]}: their copies would replace each other; rename them")
+
+
+def same_unit(one: str, two: str) -> bool:
+    """Whether two units are the same, however they are written; an empty one may be any."""
+    return not (one and two) or Unit(one, parse_strict="silent") == Unit(two, parse_strict="silent")
 
 
 def is_jwst(path: Path) -> bool:
@@ -202,7 +220,7 @@ def _wcs(hdus: fits.HDUList, extension: int) -> Callable:
     wcs = WCS(hdus[extension].header, hdus)
     if not wcs.has_celestial:
         raise ValueError("the header has no celestial WCS")
-    return wcs.celestial.pixel_to_world_values
+    return icrs_of(wcs.celestial)
 
 
 def _gwcs(hdu: fits.BinTableHDU) -> Callable | None:
@@ -212,9 +230,13 @@ def _gwcs(hdu: fits.BinTableHDU) -> Callable | None:
             return tree.tree.get("meta", {}).get("wcs")
 
 
+def _skip(hdus: fits.HDUList, image: FitsImage) -> None:
+    hdus[0].header["S_LVLMAT"] = ("SKIPPED", "Level matching")
+
+
 def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane, sigma: float) -> None:
-    hdu, header = hdus[image.extension], hdus[0].header
-    hdu.data = shift(_floating(hdu.data), -plane.on_pixels(image.wcs, image.shape))
+    header = hdus[0].header
+    _add(hdus, image, -plane.on_pixels(image.wcs, image.shape))
     earlier = read_plane(header)
     total = earlier + plane if earlier else plane
     _remove_cards(header)
@@ -233,14 +255,20 @@ def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane, sigma: floa
 
 def _undo(hdus: fits.HDUList, image: FitsImage, *, plane: Plane | None) -> None:
     if plane is not None:
-        hdu = hdus[image.extension]
-        hdu.data = shift(_floating(hdu.data), plane.on_pixels(image.wcs, image.shape))
+        _add(hdus, image, plane.on_pixels(image.wcs, image.shape))
     _remove_cards(hdus[0].header)
 
 
-def _floating(data: np.ndarray) -> np.ndarray:
-    """Return data as they are, or in float32 if they are integers."""
-    return data if data.dtype.kind == "f" else data.astype(np.float32)
+def _add(hdus: fits.HDUList, image: FitsImage, values: np.ndarray | float) -> None:
+    """Add to the pixels; integers become floating point, and compressed images, which would lose digits, are not."""
+    hdu = hdus[image.extension]
+    header, data = hdu.header, hdu.data
+    if data.dtype.kind != "f" or "BLANK" in header or isinstance(hdu, fits.CompImageHDU):
+        header = header.copy()
+        header.remove("BLANK", ignore_missing=True)
+        kind = fits.PrimaryHDU if image.extension == 0 else fits.ImageHDU
+        hdu = hdus[image.extension] = kind(data if data.dtype.kind == "f" else data.astype(np.float32), header)
+    hdu.data = shift(hdu.data, values)
 
 
 def _remove_cards(header: fits.Header) -> None:

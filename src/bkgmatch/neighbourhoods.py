@@ -403,9 +403,8 @@ def _with_zero_points(
             names.append("fixed")
             continue
         name = reference_tile(exposures, members[some], links, [measured.cutouts[i] for i in some], options)
-        chosen = [
-            i for i in some.tolist() if name == "mean" or (tiles[i] == name and exposures[members[i]].part != LYOT)
-        ]
+        tile = [i for i in some.tolist() if name in ("mean", tiles[i])]
+        chosen = [i for i in tile if name == "mean" or exposures[members[i]].part != LYOT] or tile
         coefficients[some] -= coefficients[chosen].mean(axis=0)
         if options.do_local_subtraction and name != "mean":
             coefficients[some, 0] += _background(measured, chosen, coefficients, options)

@@ -8,12 +8,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
-from astropy.units import Unit
 from jwst.datamodels import ModelLibrary
 from jwst.stpipe import Step
 
 from bkgmatch.exposures import Exposure
-from bkgmatch.images import FitsImage
+from bkgmatch.images import FitsImage, same_unit
 from bkgmatch.levels import MATCHED, LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.plots import PairPlots
@@ -111,43 +110,49 @@ class LevelMatchStep(OptionalCrds, Step):
         library = open_library(prepared, in_memory=self.in_memory)
         with library:
             known = LibraryExposures(library, dqbits=self.dqbits, subtract=None)
-            parts = find_parts(known, lyot=self.recombine_lyot, chips=self.combine_nircam_short)
-            exposures = self._with_fixed([part.exposure for part in parts], known.unit)
+            known.check_units()
+            halves = split_halves(known) if self.recombine_lyot else {}
+            parts = find_parts(known, halves, lyot=self.recombine_lyot, chips=self.combine_nircam_short)
+            exposures = self._with_fixed(known, parts)
             options = self._options([e.name for e in exposures])
             watch = PairPlots(Path(self.save_plots), known.unit).draw if self.save_plots else None
             cores = number_of_cores(self.maximum_cores, len(exposures))
             with nullcontext() if self.in_memory else TemporaryDirectory() as scratch:
                 place = Path(scratch) if scratch else None
                 match = match_levels(exposures, options, cores=cores, watch=watch, scratch=place)
-            _tell(match, known.unit, self._apply(known, parts, match))
             if self.save_table:
                 made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}
                 table = level_table(match, options, unit=known.unit, **made_with)
                 save_tables(self.save_table, table, level_pair_table(match, unit=known.unit))
-            halves = split_halves(known) if self.recombine_lyot else {}
+            _tell(match, known.unit, self._apply(known, parts, match))
             return recombined(library, halves) if halves else library
+
+    def remove_suffix(self, name: str) -> tuple[str, str | None]:
+        """Remove the suffix of an earlier step, or of an earlier run of this one, which jwst does not know."""
+        return super().remove_suffix(name.removesuffix("_levelmatch"))
 
     def _options(self, names: list[str]) -> LevelMatchOptions:
         values = {name: getattr(self, name) for name in LevelMatchOptions.__dataclass_fields__}
         return LevelMatchOptions(**values | {"reference": full_name(self.reference, REFERENCE_POLICIES, names)})
 
-    def _with_fixed(self, exposures: list[Exposure], unit: str) -> list[Exposure]:
+    def _with_fixed(self, known: LibraryExposures, parts: list[Part]) -> list[Exposure]:
         """Mark the exposures that are fixed, and add images that are not among them."""
-        names = [e.name for e in exposures]
-        fixed = {name: full_name(name, (), names) for name in self.fixed or []}
-        marked = [replace(e, is_fixed=e.name in fixed.values()) for e in exposures]
-        images = [FitsImage.open(name) for name, full in fixed.items() if full not in names]
+        fixed = {name: full_name(name, (), known.names) for name in self.fixed or []}
+        marked = [replace(p.exposure, is_fixed=known.names[p.index] in fixed.values()) for p in parts]
+        images = [FitsImage.open(name) for name, full in fixed.items() if full not in known.names]
         for image in images:
-            if image.unit and unit and Unit(image.unit) != Unit(unit):
-                raise ValueError(f"fixed={image.path} has the unit {image.unit}, the exposures {unit}; convert it")
+            if not same_unit(image.unit, known.unit):
+                raise ValueError(
+                    f"fixed={image.path} has the unit {image.unit}, the exposures {known.unit}; convert it"
+                )
         return marked + [image.exposure(is_fixed=True) for image in images]
 
     def _apply(self, known: LibraryExposures, parts: list[Part], match: LevelMatch) -> str:
         """Subtract and record, unless that has been done before; return what was done."""
         records = plane_records(parts, match, subtract=self.subtract)
-        earlier = [known.use(index, read_record) for index in range(len(known.names))]
+        earlier = [known.use(index, read_record) for index in records]
         moved = largest_pull(parts, match)
-        if all(record is not None and record.subtracted for record in earlier) and moved < 1:
+        if records and all(record is not None and record.subtracted for record in earlier) and moved < 1:
             log.info(
                 "The exposures are matched already: further corrections are at most %.2f of their errors. "
                 "Nothing is changed",

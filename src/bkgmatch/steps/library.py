@@ -17,6 +17,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
 from bkgmatch.exposures import Exposure, Pixels
+from bkgmatch.images import same_unit
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
 from bkgmatch.steps.inputs import unreadable
 from bkgmatch.steps.tiles import Tile, tile_of
@@ -29,7 +30,7 @@ __all__ = ["LibraryExposures", "bad_dq_bits", "full_name", "stem"]
 def stem(name: str) -> str:
     """Name of an exposure without folder, extension and known suffix (``_cal``, ``_skymatch``, ...)."""
     file, bracket, number = name.partition("[")  # models that share a file name are numbered
-    return f"{remove_suffix(Path(file).stem)[0]}{bracket}{number}"
+    return f"{remove_suffix(Path(file).stem.removesuffix('_levelmatch'))[0]}{bracket}{number}"
 
 
 def full_name(given: str, policies: Sequence[str], names: Sequence[str]) -> str:
@@ -143,6 +144,15 @@ class LibraryExposures:
         units = {known.unit for known in self._known}
         return units.pop() if len(units) == 1 else ""
 
+    def check_units(self) -> None:
+        """Raise ValueError if exposures have different units."""
+        first = next((known for known in self._known if known.unit), None)
+        for known in self._known:
+            if first and not same_unit(known.unit, first.unit):
+                raise ValueError(
+                    f"{known.name} has the unit {known.unit}, {first.name} {first.unit}: give exposures of one unit"
+                )
+
     @property
     def previous(self) -> np.ndarray:
         """Level that has been subtracted from each exposure before."""
@@ -204,6 +214,8 @@ class LibraryExposures:
             good &= read_mask(mask, data.shape)
         if self._regions:
             good &= region_mask(self._regions, known.wcs, data.shape)
+        if err is not None and err.shape != data.shape:
+            raise ValueError(f"{known.name}: ERR has shape {err.shape}, SCI has {data.shape}")
         return Pixels(data, good, None if err is None else np.square(err))
 
 

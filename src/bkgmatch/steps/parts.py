@@ -10,8 +10,9 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.exposures import LYOT, Exposure, Pixels
 from bkgmatch.levels import MATCHED, LevelMatch
+from bkgmatch.planes import Plane
 from bkgmatch.steps.library import LibraryExposures
-from bkgmatch.steps.plane_record import PlaneRecord, lyot_box, read_record, write_record
+from bkgmatch.steps.plane_record import PlaneRecord, joined_record, lyot_box, read_record, write_record
 from bkgmatch.steps.tiles import Tile
 
 __all__ = ["Part", "find_parts", "largest_pull", "plane_records", "recombined", "split_halves"]
@@ -34,13 +35,16 @@ class Part:
         Number of the model in the library.
     exposure : Exposure
         Its pixels.
+    is_lyot_field : bool
+        Whether this is the Lyot field of an image that has the imager's field, too.
     """
 
     index: int
     exposure: Exposure
+    is_lyot_field: bool = False
 
 
-def find_parts(known: LibraryExposures, *, lyot: bool, chips: bool) -> list[Part]:
+def find_parts(known: LibraryExposures, halves: dict[int, int], *, lyot: bool, chips: bool) -> list[Part]:
     """
     Find the parts that are matched, and their tiles.
 
@@ -48,6 +52,8 @@ def find_parts(known: LibraryExposures, *, lyot: bool, chips: bool) -> list[Part
     ----------
     known : LibraryExposures
         Exposures.
+    halves : dict
+        Number of the Lyot half by that of the science half, for exposures in two files.
     lyot : bool
         Whether the Lyot field of MIRI is matched to the imager's.
     chips : bool
@@ -60,8 +66,7 @@ def find_parts(known: LibraryExposures, *, lyot: bool, chips: bool) -> list[Part
     """
     tiles, exposures = known.tiles, known.exposures()
     _check_bands(tiles, lyot=lyot, chips=chips)
-    pairs = split_halves(known) if lyot else {}
-    lyot_halves, science_halves = set(pairs.values()), set(pairs)
+    lyot_halves, science_halves = set(halves.values()), set(halves)
     parts: list[Part] = []
     for index, (exposure, tile) in enumerate(zip(exposures, tiles, strict=True)):
         if index in science_halves or index in lyot_halves:
@@ -125,11 +130,11 @@ def plane_records(parts: Sequence[Part], match: LevelMatch, *, subtract: bool) -
     for i, part in enumerate(parts):
         if match.status[i] != MATCHED:
             continue
-        earlier = records.get(part.index)
-        if earlier is None:
-            records[part.index] = PlaneRecord(match.plane(i), None, float(match.sigma[i]), subtract)
+        if part.is_lyot_field:
+            imager = records.get(part.index, PlaneRecord(Plane(0.0), subtracted=subtract))
+            records[part.index] = replace(imager, lyot=match.plane(i))
         else:
-            records[part.index] = replace(earlier, lyot=match.plane(i))
+            records[part.index] = PlaneRecord(match.plane(i), None, float(match.sigma[i]), subtract)
     return records
 
 
@@ -185,7 +190,7 @@ def _fields(index: int, exposure: Exposure, tile: Tile) -> list[Part]:
     science = replace(exposure, read=_inside(exposure.read, False), tile=tile.name, part=_SCIENCE)
     name = f"{exposure.name}[{LYOT}]"
     lyot = replace(exposure, name=name, read=_inside(exposure.read, True), tile=tile.name, part=LYOT)
-    return [Part(index, science), Part(index, lyot)]
+    return [Part(index, science), Part(index, lyot, is_lyot_field=True)]
 
 
 def _inside(read: Callable[[], Pixels], is_lyot: bool) -> Callable[[], Pixels]:
@@ -208,7 +213,7 @@ def _paste(lyot: JwstDataModel, model: JwstDataModel) -> None:
             joined = np.array(ours)
             joined[box] = theirs[box]
             setattr(model, name, joined)
-    science, other = read_record(model), read_record(lyot)
-    if science and other:
-        write_record(model, replace(science, lyot=other.science))
+    record = joined_record(read_record(model), read_record(lyot))
+    if record:
+        write_record(model, record)
     model.meta.filename = model.meta.filename.replace("mirimages", "mirimage")

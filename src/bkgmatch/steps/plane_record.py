@@ -12,7 +12,7 @@ from bkgmatch.apply import shift
 from bkgmatch.planes import Plane
 from bkgmatch.steps.cards import card, drop_cards, put_card
 
-__all__ = ["PlaneRecord", "lyot_box", "read_record", "skip_planes", "undo_plane", "write_record"]
+__all__ = ["PlaneRecord", "joined_record", "lyot_box", "read_record", "skip_planes", "undo_plane", "write_record"]
 
 _STATUS = "S_LVLMAT"
 _NO_SKY = dq_flags["DO_NOT_USE"] | dq_flags["NON_SCIENCE"]
@@ -78,6 +78,15 @@ class PlaneRecord:
         model.add_history_entry(f"bkgmatch {version('bkgmatch')} {verb} the level {self.science.level:.8g}")
 
 
+def joined_record(science: PlaneRecord | None, lyot: PlaneRecord | None) -> PlaneRecord | None:
+    """Record of an exposure whose fields were in two files; a field without a record is unchanged."""
+    known = science or lyot
+    if known is None:
+        return None
+    unchanged = PlaneRecord(Plane(0.0), subtracted=known.subtracted)
+    return replace(science or unchanged, lyot=(lyot or unchanged).science)
+
+
 def lyot_box(shape: tuple[int, ...]) -> tuple[slice, slice]:
     """Rows and columns of MIRI's Lyot field in an image of the whole detector."""
     row, column = (round(part * n) for part, n in zip(_LYOT_FIELD, shape, strict=True))
@@ -127,8 +136,9 @@ def _add(model: JwstDataModel, background: np.ndarray | float) -> None:
     """Add to a model's data; pixels that never saw the sky stay zero."""
     data = shift(model.data, background)
     if model.dq is not None:
-        blank = (model.data == 0) & ((model.dq & np.uint32(_NO_SKY)) != 0)
-        data[blank] = 0
+        flagged = (model.dq & np.uint32(_NO_SKY)) != 0
+        data[flagged & (data == 0)] = np.finfo(data.dtype).tiny  # not one of the blank pixels, for undo
+        data[flagged & (model.data == 0)] = 0
     model.data = data
 
 
