@@ -11,14 +11,14 @@ from astropy.wcs.wcsapi import BaseLowLevelWCS, HighLevelWCSMixin
 from bkgmatch.footprints import Footprint
 from bkgmatch.pixel_maps import pixels_per_plane
 
-__all__ = ["reprojected"]
+__all__ = ["SkyWcs", "reprojected"]
 
 _COMPLETE = 0.999
 _SAMPLE = 128  # pixels
 _NEWTON_STEPS = 4
 
 
-class _SkyWcs(BaseLowLevelWCS, HighLevelWCSMixin):
+class SkyWcs(BaseLowLevelWCS, HighLevelWCSMixin):
     """A WCS that is a callable, in the form that reproject takes."""
 
     pixel_n_dim = world_n_dim = 2
@@ -100,7 +100,7 @@ def reprojected(
         message = f"reproject_func={method!r} needs the package reproject: pip install 'bkgmatch[reproject]'"
         raise ValueError(message) from error
     function = getattr(reproject, f"reproject_{method}")
-    source = _SkyWcs(wcs, outline)
+    source = SkyWcs(wcs, outline)
 
     def run(data: np.ndarray) -> np.ndarray:
         value, part = function((data, source), grid, shape_out=shape)
