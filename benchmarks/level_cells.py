@@ -2,8 +2,9 @@
 
     python benchmarks/level_cells.py
 
-A NIRCam exposure of 1024^2 pixels is put onto the common grid of a mosaic. ``seconds`` are medians of five runs, ``ratio``
-is to ours, ``agreement`` the rms difference of the values in units of the noise of a cell: methods smooth differently.
+A NIRCam exposure of 1024^2 pixels is put onto the common grid of a mosaic. ``seconds`` are medians of five runs,
+``ratio`` is to ours, ``agreement`` the rms difference of the values in units of the noise of a pixel: methods smooth
+differently.
 """
 
 from functools import partial

@@ -19,7 +19,16 @@ _NEWTON_STEPS = 4
 
 
 class SkyWcs(BaseLowLevelWCS, HighLevelWCSMixin):
-    """A WCS that is a callable, in the form that reproject takes."""
+    """
+    A WCS that is a callable, in the form that reproject takes.
+
+    Parameters
+    ----------
+    wcs : callable
+        ``wcs(x, y) -> (ra, dec)`` in degrees.
+    outline : Footprint
+        Outline of the exposure.
+    """
 
     pixel_n_dim = world_n_dim = 2
     world_axis_physical_types = ("pos.eq.ra", "pos.eq.dec")
@@ -32,6 +41,7 @@ class SkyWcs(BaseLowLevelWCS, HighLevelWCSMixin):
 
     @property
     def array_shape(self) -> tuple[int, int]:
+        """Shape of the image."""
         return self._outline.shape
 
     def pixel_to_world_values(self, *pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
