@@ -4,8 +4,8 @@
 
 Mosaics of 2 x 2, 4 x 4 and 8 x 8 MIRI tiles with 4 dithers of 256^2 pixels, so that each exposure overlaps about as
 many others. ``match`` is the time of the core on arrays, ``seconds`` and ``memory_MB`` are those of the whole process
-of ``strun``. ``growth`` is the factor by which the match, the process and its memory have grown since the row before, over
-the factor of the number of exposures: 1 is linear.
+of ``strun``. ``growth`` is the factor by which the match, the process and its memory have grown since the row before,
+over the factor of the number of exposures: 1 is linear.
 """
 
 import argparse
