@@ -13,6 +13,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from bkgmatch.differences import PairSums, pair_equations
+from bkgmatch.pairs import PairEquations
 from bkgmatch.solve import NormalSystem, assemble, diagonal_blocks, unit_columns
 
 __all__ = ["Pass", "PassesSolution", "solve_passes"]
@@ -123,8 +124,7 @@ def solve_passes(
     for level, one in enumerate(passes):
         mine = np.flatnonzero(sums.level == level)
         pairs = sums.take(mine)
-        held = one.held | fixed
-        result, change = _solve_pass(pairs, unit, one.slope, held, coefficients, sigma, weights[mine])
+        result, change = _solve_pass(pairs.less(coefficients), unit, one.slope, one.held | fixed, sigma, weights[mine])
         coefficients = coefficients + change
         trust[mine] = result.trust
         solved.append(result)
@@ -139,61 +139,97 @@ def solve_passes(
     )
 
 
+@dataclass(frozen=True)
+class _Equations:
+    """Equations of one pass, for the functions of units."""
+
+    first: np.ndarray
+    second: np.ndarray
+    normal: np.ndarray
+    rhs: np.ndarray
+    sigma: np.ndarray  # of the mean difference of each pair, by noise
+    weights: np.ndarray
+    held: np.ndarray  # of units
+
+    @classmethod
+    def of(
+        cls, pairs: PairSums, unit: np.ndarray, q: int, held: np.ndarray, sigma: np.ndarray, weights: np.ndarray
+    ) -> "_Equations":
+        held_units = np.zeros(int(unit.max()) + 1, dtype=bool)
+        held_units[unit[held]] = True
+        variance = sigma[pairs.first] ** 2 + sigma[pairs.second] ** 2
+        return cls(
+            unit[pairs.first],
+            unit[pairs.second],
+            pairs.normal[:, :q, :q],
+            pairs.rhs[:, :q],
+            np.sqrt(variance / pairs.npix),
+            weights,
+            held_units,
+        )
+
+    def weighted(self, factors: np.ndarray) -> PairEquations:
+        return pair_equations(self.first, self.second, self.normal, self.rhs, factors)
+
+    def solve(self, trust: np.ndarray, prior: np.ndarray) -> tuple[NormalSystem, np.ndarray]:
+        """Return factors and functions, shape (units, q)."""
+        equations = self.weighted(trust * self.weights)
+        system = NormalSystem(len(self.held), equations, held=self.held, prior=prior)
+        return system, system.respond(assemble(len(self.held), equations)[1]).reshape(len(self.held), -1)
+
+    def pulls(self, found: np.ndarray) -> np.ndarray:
+        """Return what functions leave of the mean difference of each pair, in standard errors."""
+        apart = np.einsum("nb,nb->n", self.normal[:, 0], found[self.first] - found[self.second])
+        return np.abs(self.rhs[:, 0] - apart) / self.normal[:, 0, 0] / self.sigma
+
+    def trust(self, found: np.ndarray, prior: np.ndarray) -> np.ndarray:
+        """Factors on the weights, less than 1 for pairs that do not agree with the others."""
+        trust = np.ones(len(self.first))
+        pulls = self.pulls(found)
+        if (pulls <= _TRUSTED).all():
+            return trust
+        for _ in range(_TRUST_ITERATIONS):  # at first least absolute deviations, which bad pairs hardly move
+            pulls = self.pulls(self.solve(1 / np.maximum(pulls, 1), prior)[1])
+        for _ in range(_TRUST_ITERATIONS):
+            before, trust = trust, _closing(pulls)
+            if np.abs(trust - before).max() < 1e-3:
+                break
+            pulls = self.pulls(self.solve(trust, prior)[1])
+        return trust
+
+
 def _solve_pass(
-    pairs: PairSums,
-    unit: np.ndarray,
-    slope: bool,
-    held: np.ndarray,
-    before: np.ndarray,
-    sigma: np.ndarray,
-    weights: np.ndarray,
+    pairs: PairSums, unit: np.ndarray, slope: bool, held: np.ndarray, sigma: np.ndarray, weights: np.ndarray
 ) -> tuple[_Solved, np.ndarray]:
     """Solve one pass for the functions of units; return also those of the exposures."""
-    n, p = before.shape
-    n_units = int(unit.max()) + 1
+    n, p = len(unit), pairs.rhs.shape[1]
     q = p if slope else 1
-    first, second = unit[pairs.first], unit[pairs.second]
-    rhs = pairs.rhs - np.einsum("nab,nb->na", pairs.normal, before[pairs.first] - before[pairs.second])
-    held_units = np.zeros(n_units, dtype=bool)
-    held_units[unit[held]] = True
-    variance = (sigma**2)[pairs.first] + (sigma**2)[pairs.second]
-    scale = np.median(sigma)
-
-    def solve(trust: np.ndarray, prior: np.ndarray) -> tuple[NormalSystem, np.ndarray]:
-        equations = pair_equations(first, second, pairs.normal[:, :q, :q], rhs[:, :q], trust * weights)
-        system = NormalSystem(n_units, equations, held=held_units, prior=prior)
-        return system, system.respond(assemble(n_units, equations)[1]).reshape(n_units, q)
-
-    prior = np.array([0.0, *[(_LOOSE * scale) ** -2] * (q - 1)])
-    trust = np.ones(len(first))
-    system, found = solve(trust, prior)
-    if q > 1:
-        prior = prior * (_LOOSE * scale / _plausible_tilt(system, found, ~held_units, scale)) ** 2
-        system, found = solve(trust, prior)
-    for iteration in range(2 * _TRUST_ITERATIONS):
-        apart = found[first] - found[second]
-        left = (rhs[:, 0] - np.einsum("nb,nb->n", pairs.normal[:, 0, :q], apart)) / pairs.normal[:, 0, 0]
-        pulls = np.abs(left) / np.sqrt(variance / pairs.npix)
-        if iteration == 0 and (pulls <= _TRUSTED).all():
-            break
-        earlier, trust = trust, _closing(pulls) if iteration >= _TRUST_ITERATIONS else 1 / np.maximum(pulls, 1)
-        if np.abs(trust - earlier).max() < 1e-3 and iteration > _TRUST_ITERATIONS:
-            break
-        system, found = solve(trust, prior)
+    equations = _Equations.of(pairs, unit, q, held, sigma, weights)
+    prior = _prior(equations, q, float(np.median(sigma)))
+    trust = equations.trust(equations.solve(np.ones(len(pairs.first)), prior)[1], prior)
+    system, found = equations.solve(trust, prior)
     factors = trust * weights
-    spread = assemble(n_units, pair_equations(first, second, pairs.normal[:, :q, :q], rhs[:, :q], factors**2))[0]
-    spread = (spread + sparse.diags_array(np.tile(prior, n_units))).tocsr()
+    n_units = len(equations.held)
+    spread = assemble(n_units, equations.weighted(factors**2))[0] + sparse.diags_array(np.tile(prior, n_units))
+    spread = spread.tocsr()
     normal = assemble(n, pair_equations(pairs.first, pairs.second, pairs.normal, pairs.rhs, factors))[0]
-    loose = np.zeros(n_units, dtype=bool)
-    if q > 1:
-        loose = (_tilt_variances(system, spread) * prior[1] > _HELD**2).any(axis=1)
+    loose = (_tilt_variances(system, spread) * prior[1:] > _HELD**2).any(axis=1)
     result = _Solved(system, _tied(unit, p, q), spread, normal, trust, loose[unit])
     return result, (result.units @ found.ravel()).reshape(n, p)
 
 
+def _prior(equations: _Equations, q: int, sigma: float) -> np.ndarray:
+    """Inverse variances of the coefficients: none for the level, for tilts from those that are determined best."""
+    loose = np.array([0.0, *[(_LOOSE * sigma) ** -2] * (q - 1)])
+    if q == 1:
+        return loose
+    system, found = equations.solve(np.ones(len(equations.first)), loose)
+    return loose * (_LOOSE * sigma / _plausible_tilt(system, found, ~equations.held, sigma)) ** 2
+
+
 def _closing(pulls: np.ndarray) -> np.ndarray:
     """Trust in pairs: less for those that disagree with the rest of the graph."""
-    limit = _TRUSTED * max(1.0, float(np.median(pulls)) / 0.6745) if len(pulls) else np.inf
+    limit = _TRUSTED * max(1.0, float(np.median(pulls)) / 0.6745)
     return np.minimum(1, limit / np.maximum(pulls, limit)) ** 2
 
 
@@ -210,7 +246,7 @@ def _tilt_variances(system: NormalSystem, spread: sparse.csr_array) -> np.ndarra
     """Variances of the tilts of each unit, NaN for units without pairs."""
     n, p = system.n, system.p
     variances = np.full((n, p - 1), np.nan)
-    for some in system.blocks():
+    for some in system.blocks() if p > 1 else ():
         blocks = diagonal_blocks(system.respond(unit_columns(some, n, p)), spread, p)
         variances[some] = np.einsum("naa->na", blocks)[:, 1:]
     return variances
