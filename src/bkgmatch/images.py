@@ -224,6 +224,7 @@ def _wcs(hdus: fits.HDUList, extension: int) -> Callable:
 
 
 def _gwcs(hdu: fits.BinTableHDU) -> Callable | None:
+    _ = asdf.get_config().extensions  # once: each context would find them again
     with asdf.config_context() as config:
         config.validate_on_read = False  # only the WCS is taken
         with asdf.open(io.BytesIO(hdu.data.tobytes())) as tree:
