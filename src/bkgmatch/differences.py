@@ -26,7 +26,8 @@ _CAUCHY_ITERATIONS, _CORE_ITERATIONS, _CORE_LIMIT = 5, 4, 3.5
 _GRAPH_ITERATIONS = 40
 _LEAST_ABSOLUTE_ITERATIONS = 15
 _ROBUST_LIMIT = 3.0
-_FEW, _MANY = 30, 1000
+_FEW = 30
+_NOISE_ITERATIONS, _NOISE_SCATTER, _LEAST_PART = 20, 0.25, 0.1
 _LEAST_NOISE = 1e-4  # of the given variance: images without noise differ by rounding
 _RIDGE = 1e-9
 _NORMAL_MAD = 1.4826
@@ -50,8 +51,10 @@ class PairFits(NamedTuple):
         Inverse covariance of the estimate, but for the noise scale.
     npix : ndarray of int, shape (n_pairs,)
         About how many common cells there are.
+    expected : ndarray, shape (n_pairs, 2)
+        Variance of a cell that is expected of each exposure.
     excess : ndarray, shape (n_pairs,)
-        Variance of the differences over what the given variances let expect.
+        Variance of the differences over what is expected; NaN if there are too few.
     extent : ndarray, shape (n_pairs, 2)
         Extent of the common cells along x and y, in cells.
     rms : ndarray, shape (n_pairs,)
@@ -63,6 +66,7 @@ class PairFits(NamedTuple):
     estimate: np.ndarray
     normal: np.ndarray
     npix: np.ndarray
+    expected: np.ndarray
     excess: np.ndarray
     extent: np.ndarray
     rms: np.ndarray
@@ -164,8 +168,8 @@ def fit_pairs(
     fits = run(lambda pair: fit_pair(cutouts[pair[0]], cutouts[pair[1]], p, unit), pairs, cores=cores)
     found = [(pair, fit) for pair, fit in zip(pairs, fits, strict=True) if fit]
     first, second = np.array([pair for pair, _ in found], dtype=int).reshape(-1, 2).T
-    columns = list(zip(*(fit for _, fit in found), strict=True)) or [()] * 6
-    shapes = [(-1, p), (-1, p, p), (-1,), (-1,), (-1, 2), (-1,)]
+    columns = list(zip(*(fit for _, fit in found), strict=True)) or [()] * 7
+    shapes = [(-1, p), (-1, p, p), (-1,), (-1, 2), (-1,), (-1, 2), (-1,)]
     arrays = [np.array(column, dtype=float).reshape(shape) for column, shape in zip(columns, shapes, strict=True)]
     return PairFits(first, second, *arrays)
 
@@ -199,12 +203,20 @@ def fit_pair(one: CutOut, two: CutOut, p: int, unit: float) -> tuple | None:
     if not len(d):
         return None
     variances = [c.variance[(y - c.y) // BLOCK, (x - c.x) // BLOCK] for c in (one, two)]
-    expected = one.smoothing * variances[0] + two.smoothing * variances[1]
+    expected = [c.smoothing * variance for c, variance in zip((one, two), variances, strict=True)]
     terms = np.stack([np.ones(len(d)), x / unit, y / unit][:p], axis=1)
     estimate, weights, scale = _robust_fit(terms, d)
     normal = (terms * (weights / sum(variances))[:, None]).T @ terms * step**2
-    excess = _core_scale((d - terms @ estimate) / np.sqrt(expected)) ** 2 / _PHASES if len(d) >= _FEW else np.nan
-    return estimate, normal, len(d) * step**2, excess, (np.ptp(x) + step, np.ptp(y) + step), scale
+    excess = _core_scale((d - terms @ estimate) / np.sqrt(sum(expected))) ** 2 / _PHASES if len(d) >= _FEW else np.nan
+    return (
+        estimate,
+        normal,
+        len(d) * step**2,
+        np.median(expected, axis=1),
+        excess,
+        (np.ptp(x) + step, np.ptp(y) + step),
+        scale,
+    )
 
 
 def _common_range(one: CutOut, two: CutOut, axis: str) -> tuple[int, int]:
@@ -300,21 +312,42 @@ def _trust(pulls: np.ndarray, *, last: bool) -> np.ndarray:
 
 
 def _noise_factors(n: int, fits: PairFits) -> np.ndarray:
-    """Factor on each exposure's variance: the median over its pairs of what is measured over what is expected."""
-    known = np.isfinite(fits.excess) & (fits.excess > 0)
-    many = known & (fits.npix >= _MANY)
-    if many.any():
-        known = many
-    if not known.any():
+    """
+    Find the factor on each exposure's variance that explains the scatter of its pairs.
+
+    What a pair tells of one exposure is what the present factor of the other leaves. The median over the pairs counts,
+    weighted by the number of cells that were looked at.
+    """
+    used = fits.take(np.isfinite(fits.excess) & (fits.excess > 0))
+    if not len(used.first):
         return np.ones(n)
-    factors = np.full(n, np.median(fits.excess[known]))
-    exposure = np.concatenate([fits.first[known], fits.second[known]])
-    excess = np.tile(fits.excess[known], 2)
-    order = np.lexsort((excess, exposure))
-    numbers, start, count = np.unique(exposure[order], return_index=True, return_counts=True)
-    middle = start + count // 2
-    factors[numbers] = (excess[order][middle] + excess[order][start + (count - 1) // 2]) / 2
-    return np.maximum(factors, _LEAST_NOISE)
+    factors = np.full(n, np.median(used.excess))
+    here, there = (np.concatenate(ends) for ends in ((used.first, used.second), (used.second, used.first)))
+    ours, theirs = np.concatenate([used.expected, used.expected[:, ::-1]]).T
+    total = np.tile(used.excess, 2) * (ours + theirs)
+    weight = np.tile(np.minimum(used.npix, _SAMPLE), 2)
+    for _ in range(_NOISE_ITERATIONS):
+        told = np.maximum((total - factors[there] * theirs) / ours, _LEAST_PART * factors[here])
+        numbers, middle = _weighted_medians(here, told, weight)
+        factors[numbers] = np.sqrt(factors[numbers] * middle)
+    # Small deviations are the error of this measurement: all exposures then have the same factor.
+    general = np.log(np.median(factors[numbers]))
+    deviation = np.log(factors) - general
+    shrunk = deviation * np.maximum(0, 1 - (_NOISE_SCATTER / np.maximum(np.abs(deviation), _NOISE_SCATTER)) ** 2)
+    return np.maximum(np.exp(general + shrunk), _LEAST_NOISE)
+
+
+def _weighted_medians(group: np.ndarray, value: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of groups, and for each the mean of the middle half, by weight, of its values."""
+    order = np.lexsort((value, group))
+    group, value, weight = group[order], value[order], weight[order]
+    numbers, start, inverse = np.unique(group, return_index=True, return_inverse=True)
+    summed = np.cumsum(weight)
+    before = (summed - weight)[start]
+    size = np.bincount(inverse, weight)
+    low, high = (summed - weight - before[inverse]) / size[inverse], (summed - before[inverse]) / size[inverse]
+    inside = np.clip(np.minimum(high, 0.75) - np.maximum(low, 0.25), 0, None)
+    return numbers, np.bincount(inverse, inside * value) / np.bincount(inverse, inside)
 
 
 def pair_equations(
