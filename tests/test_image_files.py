@@ -106,7 +106,10 @@ def test_levels_of_plain_images(tmp_path, layout, error, capsys):
     assert table["level"].unit == "MJy / sr"
     assert set(Table.read(tmp_path / "levels_pairs.ecsv")["pass"]) == {"joint"}
     output = capsys.readouterr().out
-    assert [line.split()[0] for line in output.splitlines()] == [f.name for f in files]
+    lines = output.splitlines()
+    assert [line.partition(":")[0] for line in lines if ": level" in line] == [f.name for f in files]
+    assert lines[0].startswith("3 exposures, 2 pairs (2 of joint): 2 used")
+    assert lines[-1] == f"Copies are in {tmp_path / 'out'}"
     for file, value in zip(files, found, strict=True):
         copy = tmp_path / "out" / file.name
         np.testing.assert_allclose(pixels(copy), pixels(file) - value, atol=1e-6)
@@ -373,7 +376,7 @@ def test_pictures(tmp_path):
     files = write(tmp_path / "in", "ab")
     assert level(*files, "--out", tmp_path / "out", "--save_plots", tmp_path / "pictures") == 0
     found = sorted(p.name for p in (tmp_path / "pictures").iterdir())
-    assert found == ["a-b.png", "mosaic_a.png"]
+    assert found == ["a-b.png", "mosaic.png"]
 
 
 def test_an_image_that_overlaps_nothing(tmp_path, capsys):
@@ -382,8 +385,9 @@ def test_an_image_that_overlaps_nothing(tmp_path, capsys):
     with fits.open(files[2], mode="update") as hdus:
         hdus["SCI"].header["CRVAL2"] += 1
     assert level(*files, "--out", tmp_path / "out") == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("c.fits")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "c.fits" in line]
     assert "no overlap" in line
+    np.testing.assert_array_equal(pixels(tmp_path / "out" / "c.fits"), pixels(files[2]))
     np.testing.assert_allclose(apart(removed(files[:2], tmp_path / "out")), (0, 2), atol=NEAR)
 
 
@@ -510,9 +514,27 @@ def test_copies_never_replace_fixed_images(tmp_path, capsys):
     assert digest([fixed]) == before
 
 
-def test_a_fixed_image_among_the_others(tmp_path, capsys):
+def test_a_fixed_image_among_the_others(tmp_path):
     files = write(tmp_path / "in")
-    has(refused(tmp_path, capsys, *files, "--fixed", files[1]), "b.fits", "more than once")
+    assert level(*files, "--out", tmp_path / "out", "--fixed", files[1], "--save_table", tmp_path / "levels.ecsv") == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "out" / "b.fits"), pixels(files[1]))
+    np.testing.assert_allclose(removed([files[0], files[2]], tmp_path / "out"), (-2, 5), atol=NEAR)
+    assert list(Table.read(tmp_path / "levels.ecsv")["status"]) == ["matched", "fixed", "matched"]
+
+
+def test_integers_in_the_first_extension_keep_their_record(tmp_path):
+    """The extension that holds the header is made anew."""
+    files = write(tmp_path / "in", "ab", layout="primary", error=False)
+    for file in files:
+        with fits.open(file) as hdus:
+            data, header = np.rint(1000 * hdus[0].data).astype(np.int32), hdus[0].header.copy()
+        fits.PrimaryHDU(data, header).writeto(file, overwrite=True)
+    assert level(*files, "--out", tmp_path / "out") == 0
+    matched = [tmp_path / "out" / file.name for file in files]
+    assert all("LVLMATCH" in fits.getheader(file) for file in matched)
+    assert main(["undo", *map(str, matched), "--out", str(tmp_path / "undone")]) == 0
+    for file in files:
+        np.testing.assert_allclose(fits.getdata(tmp_path / "undone" / file.name), fits.getdata(file), atol=0.001)
 
 
 def test_unknown_reference(tmp_path, capsys):

@@ -41,6 +41,7 @@ LAYERS = [
     {"sky_differences"},
     {"match"},
     {"levels"},
+    {"level_story"},
     {"plots"},
     {"images"},
     {"record"},

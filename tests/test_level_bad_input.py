@@ -305,7 +305,7 @@ def test_options(files, offline, case):
 
 
 def test_fixed_that_does_not_exist(files, offline):
-    has(refused(association(files), offline, FileNotFoundError, fixed=["no_i2d.fits"]), "no_i2d.fits", "not exist")
+    has(refused(association(files), offline, FileNotFoundError, fixed=["no_i2d.fits"]), "no_i2d.fits", "nor a file")
 
 
 @pytest.mark.parametrize("kind", ["text", "no image", "no WCS", "a cube"])

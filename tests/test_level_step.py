@@ -1067,7 +1067,7 @@ def test_saved_tables(strip_files, truth):
 def test_pictures(strip_files, tmp_path):
     run(strip_files[1:], save_plots=str(tmp_path / "new" / "pictures"), save_table="levels.ecsv")
     pictures = sorted(p.name for p in (tmp_path / "new" / "pictures").iterdir())
-    assert sum(name.startswith("mosaic_") for name in pictures) == 1
+    assert sum(name.startswith("mosaic") for name in pictures) == 1
     for pair in Table.read("levels_pairs.ecsv"):
         stems = [str(pair[name]).removesuffix(".fits") for name in ("first", "second")]
         assert len([name for name in pictures if all(stem in name for stem in stems)]) == 1, stems

@@ -652,7 +652,8 @@ def lyot_mosaic(rng, *, offset=1.5, tilt=0.0):
 def test_lyot_is_matched_to_science():
     exposures, levels = lyot_mosaic(np.random.default_rng(2))
     found = match_levels(exposures, options())
-    np.testing.assert_allclose(found.level, levels - levels.mean(), atol=0.01)
+    science = np.array([e.part != "lyot" for e in exposures])
+    np.testing.assert_allclose(found.level, levels - levels[science].mean(), atol=0.01)
     assert set(found.pairs.step) == {"dithers", "recombine_lyot", "mosaic_tiles"}
     assert found.status == ("matched",) * 12
 
@@ -662,7 +663,7 @@ def test_science_does_not_follow_lyot():
     one_tile, science = one_lyot_tile()
     both = match_levels(one_tile, options(reference="t0d0science"))
     only = match_levels([one_tile[k] for k in science], options(reference="t0d0science"))
-    np.testing.assert_allclose(both.level[science], only.level, atol=1e-6)
+    np.testing.assert_allclose(both.level[science], only.level, atol=0.1 * only.sigma.max())
     assert both.level[science].mean() == pytest.approx(0, abs=1e-9)  # the reference is science
 
 
@@ -875,3 +876,78 @@ def test_a_table_prints():
     assert lines[4].split()[0] == "e04"
     assert float(lines[4].split()[2]) == pytest.approx(9 - TRUE.mean(), abs=0.01)
     assert lines[5].endswith("no overlap")
+
+
+# What a referee has tried
+
+
+@pytest.mark.parametrize("bright", [8.0, 10.0, 30.0])
+def test_a_ghost_on_40_percent_of_one_of_three(bright):
+    """The two others agree, and say what the sky is."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        data = rng.normal(5, 0.02, (3, *SHAPE))
+        spoilt = data.copy()
+        spoilt[0, : int(0.4 * SHAPE[0])] += bright * 0.02
+        found = [
+            match_levels(
+                [
+                    exposure(name, image, tan(shift=(2.3 * k, -1.7 * k)))
+                    for k, (name, image) in enumerate(zip("abc", images, strict=True))
+                ],
+                options(),
+            )
+            for images in (data, spoilt)
+        ]
+        mean_ghost = 0.4 * bright * 0.02
+        assert np.abs(found[1].level - found[0].level).max() < 0.03 * mean_ghost
+
+
+def test_unflagged_cosmic_rays_on_many_exposures():
+    """Errors are what they are said to be: the light that leaks into neighbouring cells is not taken for structure."""
+    pulls = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        data = rng.normal(5, 0.02, (3, *SHAPE))
+        hit = rng.random(data.shape) < 0.03
+        data[hit] += rng.exponential(1.0, hit.sum())
+        exposures = [
+            exposure(name, image, tan(shift=(2.3 * k, -1.7 * k)))
+            for k, (name, image) in enumerate(zip("abc", data, strict=True))
+        ]
+        found = match_levels(exposures, options())
+        pulls.append((found.level - found.level.mean()) / found.sigma)
+    assert np.std(pulls) < 1.6
+
+
+def test_errors_are_scaled_where_the_model_does_not_fit():
+    """Constants for tilted exposures: what they leave is much more than noise."""
+    rng = np.random.default_rng(3)
+    x = np.indices(SHAPE)[1]
+    exposures = [
+        exposure(f"e{k}", rng.normal(5, 0.02, SHAPE) + rng.normal(0, 0.01) * x, tan(shift=(11.0 * k, 5.0 * k)))
+        for k in range(6)
+    ]
+    flat, tilted = (match_levels(exposures, options(fit_type_mosaic_tiles=fit)) for fit in ("level", "level+slope"))
+    assert flat.misfit > 3
+    assert tilted.misfit < 1.5
+    assert (flat.sigma > 3 * 0.02 / np.sqrt(np.prod(SHAPE))).all()
+
+
+def test_a_lyot_field_that_overlaps_no_imager_has_the_offset_of_the_others():
+    """Two tiles: in one the Lyot field is matched to the imager's, in the other it overlaps only itself."""
+    rng = np.random.default_rng(8)
+    exposures = []
+    for tile, apart in (("t0", 0.0), ("t1", 88.0)):
+        for k in range(2):
+            at = tan(shift=(40.0 * (tile == "t1") + 3 * k, 2 * k))
+            exposures.append(exposure(f"{tile}{k}s", rng.normal(5, 0.02, SHAPE), at, tile=tile, part="science"))
+            field = tan(shift=(20.0 + 3 * k + apart, 2 * k))
+            exposures.append(exposure(f"{tile}{k}l", rng.normal(5.7, 0.02, SHAPE), field, tile=tile, part="lyot"))
+    found = match_levels(exposures, options())
+    level = {e.name: found.level[i] for i, e in enumerate(exposures)}
+    assert len(found.reference) == 2
+    assert "Lyot offset" in found.reference[1]
+    for tile in ("t0", "t1"):
+        for k in range(2):
+            assert level[f"{tile}{k}l"] - level[f"{tile}{k}s"] == pytest.approx(0.7, abs=0.01)

@@ -389,9 +389,10 @@ def test_a_robust_fit_of_a_pair(p):
     for c in (one, two):
         c.value[...] += rng.normal(0, 0.1, c.value.shape)
     clean = fit_pair(one, two, p, UNIT)
-    assert clean[3] == pytest.approx(1, abs=0.15)  # the variances are right
+    np.testing.assert_allclose(clean[3], 0.01)
+    assert clean[4] == pytest.approx(1, abs=0.15)  # the variances are right
     one.value[rng.random(one.value.shape) < 0.2] += 5.0
-    estimate, _, npix, _, extent, rms = fit_pair(one, two, p, UNIT)
+    estimate, _, npix, _, _, extent, rms = fit_pair(one, two, p, UNIT)
     sample = np.sqrt(npix) / np.sqrt(4)
     np.testing.assert_allclose(estimate, f, atol=12 * 0.14 / sample)
     assert npix == pytest.approx(96 * 96, rel=0.01)
@@ -442,6 +443,7 @@ def test_start_of_a_loop_with_a_tail(p, tail):
         estimate=truth[pairs[:, 0]] - truth[pairs[:, 1]] + error,
         normal=np.tile(1e4 * np.eye(p), (m, 1, 1)),
         npix=np.full(m, 1000.0),
+        expected=np.ones((m, 2)),
         excess=np.ones(m),
         extent=np.full((m, 2), 50.0),
         rms=np.ones(m),
@@ -460,7 +462,7 @@ def test_start_that_bad_pairs_do_not_move():
     estimate[::6] += 5.0
     normal = np.full((m, 1, 1), 1e4)
     ones = np.ones(m)
-    fits = PairFits(*pairs.T, estimate, normal, 1000 * ones, ones, np.full((m, 2), 50.0), ones)
+    fits = PairFits(*pairs.T, estimate, normal, 1000 * ones, np.ones((m, 2)), ones, np.full((m, 2), 50.0), ones)
     found = start_solution(10, fits, UNIT).coefficients
     np.testing.assert_allclose(found - found.mean(), truth - truth.mean(), atol=0.02)
 

@@ -27,6 +27,7 @@ def fits(pairs=ALL_SIX, *, npix=1000, extent=50, rms=1.0):
         estimate=np.zeros((n, 1)),
         normal=np.ones((n, 1, 1)),
         npix=np.broadcast_to(np.asarray(npix, dtype=float), n).copy(),
+        expected=np.ones((n, 2)),
         excess=np.ones(n),
         extent=np.broadcast_to(np.asarray(extent, dtype=float), (n, 2)).copy(),
         rms=np.broadcast_to(np.asarray(rms, dtype=float), n).copy(),

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     level.add_argument("--out", type=Path, default=Path("matched"), help="folder to write [%(default)s]")
     level.add_argument("--save_table", type=Path, help="ECSV table of levels; that of the pairs is *_pairs.ecsv")
     level.add_argument("--save_plots", type=Path, help="folder for pictures of the pairs and of the mosaic")
-    level.add_argument("--fixed", nargs="+", type=Path, default=[], help="images that stay as they are")
+    level.add_argument("--fixed", action="append", type=Path, default=[], help="image that stays as it is; repeatable")
     level.add_argument("--maximum_cores", type=int, default=1, help="number of threads [%(default)s]")
     _add_options(level, LevelMatchOptions())
     level.set_defaults(run=_level)
@@ -94,6 +94,7 @@ def _add_options(parser: argparse.ArgumentParser, defaults: LevelMatchOptions) -
 
 def _level(options: argparse.Namespace) -> int:
     from bkgmatch.image_files import match_files
+    from bkgmatch.level_story import story
 
     given = {name: getattr(options, name) for name in LevelMatchOptions.__dataclass_fields__ if name not in _OF_TILES}
     settings = LevelMatchOptions(**given, passes="joint", fit_type_dithers=options.fit_type)
@@ -106,7 +107,9 @@ def _level(options: argparse.Namespace) -> int:
         plots=options.save_plots,
         cores=options.maximum_cores,
     )
-    print(match)
+    for is_warning, line in story(match, "", "subtracted"):
+        print(f"bkgmatch level: {line}" if is_warning else line, file=sys.stderr if is_warning else sys.stdout)
+    print(f"Copies are in {options.out}")
     return 0
 
 

@@ -239,16 +239,15 @@ def _differences(
 
 def _robust_fit(terms: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """
-    Fit a linear function from the median on, with Cauchy weights and then to the core.
+    Fit a constant to the core from the densest half on; or a plane from the median on, at first with Cauchy weights.
 
     Return also the weights, and the robust scatter of the core: a ghost shall not hide in its own scatter.
     """
-    estimate = np.zeros(terms.shape[1])
-    estimate[0] = np.median(d)
-    residual = d - estimate[0]
+    is_plane = terms.shape[1] > 1
+    residual = d - (np.median(d) if is_plane else _densest_half(d))
     centre = terms.mean(axis=0) * (np.arange(terms.shape[1]) > 0)
     centred = terms - centre
-    for iteration in range(-_CAUCHY_ITERATIONS if len(estimate) > 1 else -1, _CORE_ITERATIONS):
+    for iteration in range(-_CAUCHY_ITERATIONS if is_plane else 0, _CORE_ITERATIONS):
         if iteration < 0:
             weights = 1 / (1 + (residual / max(_ROBUST_LIMIT * _scale(residual), 1e-300)) ** 2)
         else:
@@ -259,6 +258,14 @@ def _robust_fit(terms: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarra
         residual = d - centred @ estimate
     estimate[0] -= estimate @ centre
     return estimate, weights, _core_scale(residual)
+
+
+def _densest_half(d: np.ndarray) -> float:
+    """Return the mean of the shortest interval that holds half of the values."""
+    ordered = np.sort(d)
+    half = len(d) // 2 + 1
+    start = int(np.argmin(ordered[half - 1 :] - ordered[: len(d) - half + 1]))
+    return float(ordered[start : start + half].mean())
 
 
 def _scale(residual: np.ndarray) -> float:
@@ -499,17 +506,24 @@ def _good_cells(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Cells that several exposures see: positions, values, and weights, 0 where a value does not fit the others."""
     total = weight.sum(axis=0)
-    mean = np.einsum("kyx,kyx->yx", value, weight) / np.where(total > 0, total, np.nan)
+    sky = np.einsum("kyx,kyx->yx", value, weight) / np.where(total > 0, total, np.nan)
     several = np.count_nonzero(weight, axis=0) > 1
-    rough = _interpolation_variance(mean, total)[several]
     y, x = np.nonzero(several)
-    value, weight, mean, total = value[:, several], weight[:, several], mean[several], total[several]
+    value, weight = value[:, several], weight[:, several]
     # Of a value about the mean, which it is part of, the variance is less by w / sum w.
-    allowed = _CLIP**2 * (1 - weight / total) * (smoothing[:, None] + rough * weight)
-    strange = ((value - mean) ** 2 * weight > allowed).any(axis=0)
+    allowed = _CLIP**2 * smoothing[:, None] * (1 - weight / total[several])
+    strange = ((value - sky[several]) ** 2 * weight > allowed).any(axis=0)
+    sky[y[strange], x[strange]] = _sky_of_strange_cells(value[:, strange], weight[:, strange] > 0)
+    rough = _interpolation_variance(sky, total)[several]
     weight[:, strange] = _without_outliers(value[:, strange], weight[:, strange], smoothing, rough[strange])
     weight /= 1 + rough * weight
     return x, y, value, weight
+
+
+def _sky_of_strange_cells(value: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Median of the values, the lower of two: without cosmic rays, which would pass for structure of the sky."""
+    ordered = np.sort(np.where(known, value, np.inf), axis=0)
+    return np.take_along_axis(ordered, (known.sum(axis=0)[None] - 1) // 2, axis=0)[0]
 
 
 def _interpolation_variance(mean: np.ndarray, total: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def match_files(
     options : LevelMatchOptions
         Options.
     fixed : sequence of Path
-        Images that stay as they are, and that the others are matched to.
+        Images that stay as they are, and that the others are matched to: some of the files, or others.
     table : Path, optional
         ECSV file of levels to write; that of the pairs is beside it.
     plots : Path, optional
@@ -56,11 +56,15 @@ def match_files(
         If a file is no image, two have the same name, units differ, or a copy would replace an image. Nothing is
         written then.
     """
+    if table and not table.resolve().parent.is_dir():
+        raise FileNotFoundError(f"the folder of the table {table} does not exist; make it first")
+    held = {path.resolve() for path in fixed}
     images = [FitsImage.open(path) for path in files]
-    others = [FitsImage.open(path) for path in fixed]
+    others = [FitsImage.open(path) for path in fixed if path.resolve() not in {file.resolve() for file in files}]
     unit = _common_unit([*images, *others])
     _check_copies(images, folder)
-    exposures = [image.exposure() for image in images] + [other.exposure(is_fixed=True) for other in others]
+    exposures = [image.exposure(is_fixed=image.path.resolve() in held) for image in images]
+    exposures += [other.exposure(is_fixed=True) for other in others]
     watch = PairPlots(plots, unit).draw if plots else None
     match = match_levels(exposures, options, cores=cores, watch=watch)
     if table:

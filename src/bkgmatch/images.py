@@ -236,8 +236,8 @@ def _skip(hdus: fits.HDUList, image: FitsImage) -> None:
 
 
 def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane, sigma: float) -> None:
-    header = hdus[0].header
     _add(hdus, image, -plane.on_pixels(image.wcs, image.shape))
+    header = hdus[0].header
     earlier = read_plane(header)
     total = earlier + plane if earlier else plane
     _remove_cards(header)

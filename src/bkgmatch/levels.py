@@ -26,7 +26,8 @@ from bkgmatch.reference import check_reference, tile_names
 
 __all__ = ["LevelMatch", "match_levels"]
 
-MATCHED, NO_OVERLAP, NO_PIXELS, BACKGROUND = "matched", "no overlap", "no good pixels", "background"
+MATCHED, FIXED = "matched", "fixed"
+NO_OVERLAP, NO_PIXELS, BACKGROUND = "no overlap", "no good pixels", "background"
 _ARCSEC = np.pi / 648000
 
 
@@ -51,7 +52,7 @@ class LevelMatch:
         Covariance of level and slopes, relative to the mean of the component: the zero point is free of error by
         definition.
     status : tuple of str
-        ``matched``, ``no overlap``, ``no good pixels``, or ``background`` for dedicated backgrounds.
+        ``matched``, ``fixed``, ``no overlap``, ``no good pixels``, or ``background`` for dedicated backgrounds.
     loose : ndarray of bool, shape (n,)
         Exposures with a tilt that the overlaps do not determine: the prior holds it.
     reference : tuple of str
@@ -80,6 +81,13 @@ class LevelMatch:
     def slope_sigma(self) -> np.ndarray:
         """Standard errors of the slopes, shape (n, 2)."""
         return np.sqrt(np.einsum("naa->na", self.covariance)[:, 1:])
+
+    @property
+    def misfit(self) -> float:
+        """Typical size of what is left of the pairs, in their standard errors; NaN without pairs."""
+        used = self.pairs.trust > 0
+        pulls = np.abs(self.pairs.residual[used]) / self.pairs.sigma[used]
+        return float(np.median(pulls)) / 0.6745 if len(pulls) else float("nan")
 
     def plane(self, i: int) -> Plane:
         """Background of one exposure."""
@@ -275,7 +283,7 @@ def _about_centre(grid: Grid, centre: np.ndarray, unit: float) -> tuple[tuple[fl
 
 def _status(exposure: Exposure, outline: Footprint, component: int) -> str:
     if component >= 0:
-        return MATCHED
+        return FIXED if exposure.is_fixed else MATCHED
     if exposure.is_background:
         return BACKGROUND
     return NO_PIXELS if outline.is_empty else NO_OVERLAP

@@ -259,7 +259,9 @@ def match_neighbourhood(
     kept = sums.take(used)
     fixed = np.array([exposures[i].is_fixed for i in members])
     units = np.arange(len(members))
-    solution = solve_passes(units, kept, passes, fixed, sigma, _weight_factors(kept, options.weight_method))
+    counted = np.array([exposures[i].part != LYOT for i in members])
+    weights = _weight_factors(kept, options.weight_method)
+    solution = solve_passes(units, kept, passes, fixed, sigma, weights, counted)
     trust = np.zeros(len(used))
     trust[used] = solution.trust
     coefficients, reference = _with_zero_points(exposures, members, measured, solution, options)
@@ -404,11 +406,41 @@ def _with_zero_points(
             continue
         name = reference_tile(exposures, members[some], links, [measured.cutouts[i] for i in some], options)
         tile = [i for i in some.tolist() if name in ("mean", tiles[i])]
-        chosen = [i for i in tile if name == "mean" or exposures[members[i]].part != LYOT] or tile
+        chosen = [i for i in tile if exposures[members[i]].part != LYOT] or tile
         coefficients[some] -= coefficients[chosen].mean(axis=0)
         if options.do_local_subtraction and name != "mean":
             coefficients[some, 0] += _background(measured, chosen, coefficients, options)
         names.append(name)
+    parts = np.array([exposures[i].part for i in members])
+    at = np.array([c.centre for c in measured.cutouts]) / measured.unit
+    return _with_lyot_tied(coefficients, at, solution.component, tiles, parts == LYOT, names)
+
+
+def _with_lyot_tied(
+    coefficients: np.ndarray,
+    at: np.ndarray,
+    component: np.ndarray,
+    tiles: np.ndarray,
+    is_lyot: np.ndarray,
+    names: list[str],
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Give Lyot fields that overlap no imager the offset from their own tile's that others have, or none."""
+    level = coefficients[:, 0] + np.einsum("na,na->n", coefficients[:, 1:], at[:, : coefficients.shape[1] - 1])
+    alone = [c for c in range(len(names)) if is_lyot[component == c].all()]
+
+    def mean_of(chosen: np.ndarray) -> dict[str, float]:
+        return {tile: float(level[chosen & (tiles == tile)].mean()) for tile in np.unique(tiles[chosen])}
+
+    imager = mean_of(~is_lyot & (component >= 0))
+    known = mean_of(is_lyot & (component >= 0) & ~np.isin(component, alone))
+    offsets = [value - imager[tile] for tile, value in known.items() if tile in imager]
+    typical = float(np.median(offsets)) if offsets else 0.0
+    for c in alone:
+        inside = component == c
+        shifts = [imager[tile] + typical - value for tile, value in mean_of(inside).items() if tile in imager]
+        if shifts:
+            coefficients[inside, 0] += np.mean(shifts)
+            names[c] = f"imager of the same tile, Lyot offset {typical:.4g}"
     return coefficients, tuple(names)
 
 

@@ -22,6 +22,7 @@ _LOOSE = 100.0  # standard deviations of a cell
 _TILTS = 3.0
 _HELD = 0.5
 _TRUSTED, _TRUST_ITERATIONS = 4.0, 10
+_DOUBTED, _MANY_PAIRS = 0.5, 10
 _BLOCK = 64
 
 
@@ -86,7 +87,13 @@ class _Solved:
 
 
 def solve_passes(
-    units: np.ndarray, sums: PairSums, passes: Sequence[Pass], fixed: np.ndarray, sigma: np.ndarray, weights: np.ndarray
+    units: np.ndarray,
+    sums: PairSums,
+    passes: Sequence[Pass],
+    fixed: np.ndarray,
+    sigma: np.ndarray,
+    weights: np.ndarray,
+    counted: np.ndarray | None = None,
 ) -> PassesSolution:
     """
     Solve the passes one after the other.
@@ -105,6 +112,8 @@ def solve_passes(
         Standard deviation of a cell of each exposure.
     weights : ndarray, shape (n_pairs,)
         Factors on the weights; 1 for maximum likelihood.
+    counted : ndarray of bool, shape (n,), optional
+        Exposures whose mean errors are relative to; by default all.
 
     Returns
     -------
@@ -132,7 +141,8 @@ def solve_passes(
     component = _connected(units, sums)
     return PassesSolution(
         coefficients=np.where((component >= 0)[:, None], coefficients, np.nan),
-        covariance=_covariance(n, p, solved, component, fixed),
+        covariance=_misfit(sums.less(coefficients), sigma, trust)
+        * _covariance(n, p, solved, component, fixed, counted),
         component=component,
         trust=trust,
         loose=np.any([result.loose for result in solved], axis=0),
@@ -267,6 +277,13 @@ def _joined(unit: np.ndarray, pairs: PairSums) -> np.ndarray:
     return connected_components(links, directed=False)[1][unit]
 
 
+def _misfit(left: PairSums, sigma: np.ndarray, trust: np.ndarray) -> float:
+    """Factor on variances where functions do not fit: the squared typical pull of what is left of trusted pairs."""
+    pulls = np.abs(left.offset()) / np.sqrt((sigma[left.first] ** 2 + sigma[left.second] ** 2) / left.npix)
+    pulls = pulls[trust > _DOUBTED]
+    return max(1.0, float(np.median(pulls)) / 0.6745) ** 2 if len(pulls) >= _MANY_PAIRS else 1.0
+
+
 def _connected(units: np.ndarray, sums: PairSums) -> np.ndarray:
     """Return the number of the connected set of each exposure; -1 for units without pairs."""
     labels = _joined(units, sums)
@@ -277,15 +294,24 @@ def _connected(units: np.ndarray, sums: PairSums) -> np.ndarray:
     )
 
 
-def _covariance(n: int, p: int, solved: Sequence[_Solved], component: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+def _covariance(
+    n: int,
+    p: int,
+    solved: Sequence[_Solved],
+    component: np.ndarray,
+    fixed: np.ndarray,
+    counted: np.ndarray | None,
+) -> np.ndarray:
     """Errors of the summed functions relative to the mean of the component, backwards through the passes."""
     covariance = np.full((n, p, p), np.nan)
     inside = np.flatnonzero(component >= 0)
     anchored = np.isin(component, component[fixed])
-    size = np.bincount(component[inside]) if len(inside) else np.zeros(1)
+    counted = np.ones(n, dtype=bool) if counted is None else counted
+    counted = counted | ~np.isin(component, component[counted])
+    size = np.bincount(component[inside], counted[inside]) if len(inside) else np.zeros(1)
     for start in range(0, len(inside), _BLOCK):
         some = inside[start : start + _BLOCK]
-        same = (component[:, None] == component[some]) & ~anchored[some]
+        same = (component[:, None] == component[some]) & counted[:, None] & ~anchored[some]
         means = (same / size[component[some]])[:, None, :, None] * np.eye(p)[:, None, :]
         columns = unit_columns(some, n, p) - means.reshape(n * p, -1)
         total = np.zeros((len(some), p, p))

@@ -1,5 +1,6 @@
 """Pictures of a level match: each pair, and the mosaic before and after."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from bkgmatch.cells import CutOut, plane_in_cells
 from bkgmatch.neighbourhoods import Neighbourhood
 
 __all__ = ["PairPlots"]
+
+log = logging.getLogger("stpipe.bkgmatch.plots")
 
 _MOSAIC_SIDE = 800  # cells drawn along the longer side
 
@@ -50,7 +53,8 @@ class PairPlots:
             i, j = int(one.pairs.first[row]), int(one.pairs.second[row])
             pair = (place[i], place[j])
             self._draw_pair(names[i], names[j], one, [cutouts[k] for k in pair], pair, float(one.pairs.trust[row]))
-        self._draw_mosaic(names[one.members[0]], one, cutouts)
+        self._draw_mosaic(one, cutouts)
+        log.info("Pictures of %d pairs and the mosaic are in %s", len(one.pairs.first), self.folder)
 
     def _draw_pair(
         self,
@@ -86,18 +90,19 @@ class PairPlots:
         figure.suptitle(f"{name} − {other}", fontsize=9)
         figure.savefig(self.folder / f"{_stem(name)}-{_stem(other)}.png", dpi=80)
 
-    def _draw_mosaic(self, name: str, one: Neighbourhood, cutouts: Sequence[CutOut]) -> None:
+    def _draw_mosaic(self, one: Neighbourhood, cutouts: Sequence[CutOut]) -> None:
         zero = np.zeros(one.coefficients.shape[1])
         before = _mosaic(cutouts, [zero] * len(cutouts), one.unit)
         after = _mosaic(cutouts, np.nan_to_num(one.coefficients), one.unit)
         figure, axes = _figure(2, (12, 6))
         for ax, image, title in zip(axes, (before, after), ("as they came", "matched"), strict=True):
-            middle = np.nanpercentile(image, 40)
-            depth = np.subtract(*np.nanpercentile(before, [97, 2]))
-            shown = ax.imshow(image, origin="lower", vmin=middle - depth / 2, vmax=middle + depth / 2, cmap="viridis")
+            low = np.nanpercentile(image, 2)
+            depth = np.subtract(*np.nanpercentile(after, [98, 2]))
+            shown = ax.imshow(image, origin="lower", vmin=low, vmax=low + depth, cmap="viridis")
             ax.set(title=title, xticks=[], yticks=[])
             figure.colorbar(shown, ax=ax, label=self.unit, shrink=0.8)
-        figure.savefig(self.folder / f"mosaic_{_stem(name)}.png", dpi=100)
+        number = sum(1 for _ in self.folder.glob("mosaic*.png"))
+        figure.savefig(self.folder / f"mosaic{f'_{number + 1}' if number else ''}.png", dpi=100)
 
 
 def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
@@ -110,7 +115,7 @@ def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def _stem(name: str) -> str:
-    return Path(name).stem.replace("[", "_").replace("]", "")
+    return name.replace(".fits", "").replace("[", "_").replace("]", "")
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-import numpy as np
 from jwst.datamodels import ModelLibrary
 from jwst.stpipe import Step
 
 from bkgmatch.exposures import Exposure
 from bkgmatch.images import FitsImage, same_unit
-from bkgmatch.levels import MATCHED, LevelMatch, match_levels
+from bkgmatch.level_story import story
+from bkgmatch.levels import LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.plots import PairPlots
 from bkgmatch.record import level_pair_table, level_table, save_tables
@@ -124,7 +124,9 @@ class LevelMatchStep(OptionalCrds, Step):
                 made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}
                 table = level_table(match, options, unit=known.unit, **made_with)
                 save_tables(self.save_table, table, level_pair_table(match, unit=known.unit))
-            _tell(match, known.unit, self._apply(known, parts, match))
+            done = self._apply(known, parts, match)
+            for is_warning, line in story(match, known.unit, done):
+                log.log(logging.WARNING if is_warning else logging.INFO, line)
             return recombined(library, halves) if halves else library
 
     def remove_suffix(self, name: str) -> tuple[str, str | None]:
@@ -139,7 +141,13 @@ class LevelMatchStep(OptionalCrds, Step):
         """Mark the exposures that are fixed, and add images that are not among them."""
         fixed = {name: full_name(name, (), known.names) for name in self.fixed or []}
         marked = [replace(p.exposure, is_fixed=known.names[p.index] in fixed.values()) for p in parts]
-        images = [FitsImage.open(name) for name, full in fixed.items() if full not in known.names]
+        others = [name for name, full in fixed.items() if full not in known.names]
+        for name in others:
+            if not Path(name).exists():
+                raise FileNotFoundError(
+                    f"fixed={name} is neither one of the exposures ({known.names[0]}, ...) nor a file"
+                )
+        images = [FitsImage.open(name) for name in others]
         for image in images:
             if not same_unit(image.unit, known.unit):
                 raise ValueError(
@@ -148,7 +156,7 @@ class LevelMatchStep(OptionalCrds, Step):
         return marked + [image.exposure(is_fixed=True) for image in images]
 
     def _apply(self, known: LibraryExposures, parts: list[Part], match: LevelMatch) -> str:
-        """Subtract and record, unless that has been done before; return what was done."""
+        """Subtract and record; return what was done, nothing if it has been done before."""
         records = plane_records(parts, match, subtract=self.subtract)
         earlier = [known.use(index, read_record) for index in records]
         moved = largest_pull(parts, match)
@@ -158,30 +166,8 @@ class LevelMatchStep(OptionalCrds, Step):
                 "Nothing is changed",
                 moved,
             )
-            return "further, not subtracted"
+            return ""
         for index in range(len(known.names)):
             record = records.get(index)
             known.update(index, record.apply if record else skip_planes)
         return "subtracted" if self.subtract else "recorded"
-
-
-def _tell(match: LevelMatch, unit: str, done: str) -> None:
-    """Log the levels, the components, and what could not be matched or is not sure."""
-    for name, level, sigma, status in zip(match.names, match.level, match.sigma, match.status, strict=True):
-        if status == MATCHED:
-            log.info("%s: level %.6g +- %.2g %s %s", name, level, sigma, unit, done)
-        else:
-            log.warning("%s could not be matched: %s", name, status)
-    for name in np.array(match.names)[match.loose]:
-        log.warning("%s: the overlaps do not determine its tilt, which a weak prior holds near the mean tilt", name)
-    doubted = (match.pairs.trust > 0) & (match.pairs.trust < 0.5)
-    for i, j in zip(match.pairs.first[doubted], match.pairs.second[doubted], strict=True):
-        log.warning("%s - %s does not agree with the other pairs: down-weighted", match.names[i], match.names[j])
-    n_components = len(match.reference)
-    for number, reference in enumerate(match.reference):
-        members = [name for name, c in zip(match.names, match.component, strict=True) if c == number]
-        log.info("Zero point of %d exposures: %s", len(members), reference)
-        if n_components > 1:
-            log.warning(
-                "Connected set %d of %d, which overlaps no other: %s", number + 1, n_components, ", ".join(members)
-            )

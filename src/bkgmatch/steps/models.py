@@ -135,7 +135,7 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
 
 def _open_image(file: Path) -> JwstDataModel:
     if file.suffix != ".fits":
-        raise ValueError(f"{file} is not a FITS file; give matched exposures (*_skymatch.fits)")
+        raise ValueError(f"{file} is not a FITS file; give matched exposures (*_skymatch.fits, *_levelmatch.fits)")
     return read_file(file, datamodels.open)
 
 

@@ -9,7 +9,7 @@ from jwst.datamodels import ModelLibrary
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.exposures import LYOT, Exposure, Pixels
-from bkgmatch.levels import MATCHED, LevelMatch
+from bkgmatch.levels import FIXED, MATCHED, LevelMatch
 from bkgmatch.planes import Plane
 from bkgmatch.steps.library import LibraryExposures
 from bkgmatch.steps.plane_record import PlaneRecord, joined_record, lyot_box, read_record, write_record
@@ -128,7 +128,7 @@ def plane_records(parts: Sequence[Part], match: LevelMatch, *, subtract: bool) -
     """
     records: dict[int, PlaneRecord] = {}
     for i, part in enumerate(parts):
-        if match.status[i] != MATCHED:
+        if match.status[i] not in (MATCHED, FIXED):
             continue
         if part.is_lyot_field:
             imager = records.get(part.index, PlaneRecord(Plane(0.0), subtracted=subtract))
@@ -179,6 +179,11 @@ def recombined(library: ModelLibrary, halves: dict[int, int]) -> ModelLibrary:
 
 def _check_bands(tiles: Sequence[Tile], *, lyot: bool, chips: bool) -> None:
     """Tell about passes for which there are no exposures."""
+    if not lyot and any(tile.is_miri_image for tile in tiles):
+        log.warning(
+            "These are full MIRI images. If the Lyot coronagraph's field has another level than the imager's, all "
+            "comes out wrong: set recombine_lyot=True, or flag that field"
+        )
     if lyot and not any(tile.is_miri_image or tile.detector in _OTHER_HALF for tile in tiles):
         log.info("recombine_lyot is for full MIRI images: there are none, and it is ignored")
     if chips and not any(tile.is_short for tile in tiles):
