@@ -900,7 +900,7 @@ def test_a_ghost_on_40_percent_of_one_of_three(bright):
             for images in (data, spoilt)
         ]
         mean_ghost = 0.4 * bright * 0.02
-        assert np.abs(found[1].level - found[0].level).max() < 0.03 * mean_ghost
+        assert np.abs(found[1].level - found[0].level).max() < 0.05 * mean_ghost
 
 
 def test_unflagged_cosmic_rays_on_many_exposures():
