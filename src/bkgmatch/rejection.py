@@ -58,7 +58,8 @@ def _bridges(n: int, fits: PairFits, rejected: np.ndarray) -> np.ndarray:
     """Rejected pairs, the largest, that connect what would otherwise fall apart."""
     # A spanning tree of least cost: pairs that are used cost nothing, the others the less the larger they are.
     cost = np.where(rejected, 1 + 1 / fits.npix, 1e-9)
-    graph = sparse.coo_array((cost, (fits.first, fits.second)), shape=(n, n)).tocsr()
+    ends = (fits.first.astype(np.int32), fits.second.astype(np.int32))  # the older scipy takes no others
+    graph = sparse.coo_array((cost, ends), shape=(n, n)).tocsr()
     tree = minimum_spanning_tree(graph).tocoo()
     chosen = {(int(i), int(j)) for i, j, c in zip(*tree.coords, tree.data, strict=True) if c >= 1}
     pairs = zip(fits.first.tolist(), fits.second.tolist(), strict=True)
