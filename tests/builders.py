@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from astropy.io import fits
 from gwcs import WCS
+from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import ImageModel
 
 from bkgmatch.detectors import Detector, detector_wcs
@@ -181,3 +183,21 @@ def empty_crds_cache(folder: Path) -> Path:
         file.parent.mkdir(parents=True)
         file.write_text(text)
     return folder
+
+
+def spoil(file, change):
+    """Change a file through its data model."""
+    with datamodels.open(file) as model:
+        change(model)
+        model.save(file)
+
+
+def rewrite(file, change):
+    """Change a file below its data model."""
+    with fits.open(file, mode="update") as hdus:
+        change(hdus)
+
+
+def left_behind(*folders):
+    """Files, hidden ones too, in folders."""
+    return [str(path) for folder in folders if folder.exists() for path in folder.rglob("*")]

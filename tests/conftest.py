@@ -1,6 +1,8 @@
 """Fixtures for the tests of the steps: files on disk that no test may change."""
 
 import gc
+import shutil
+from pathlib import Path
 
 import asdf
 import numpy as np
@@ -80,3 +82,10 @@ def pair(noisy):
 def noisy_levels(noisy_exposures):
     """True level of each."""
     return np.array([e.level for e in noisy_exposures])
+
+
+@pytest.fixture
+def files(unspoilt, tmp_path):
+    """Copies of a module's unspoilt files, which a test may spoil."""
+    (tmp_path / "inputs").mkdir()
+    return [Path(shutil.copy(file, tmp_path / "inputs")) for file in unspoilt]

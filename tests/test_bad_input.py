@@ -1,14 +1,24 @@
 """Bad input: one clear message each, with the file and the remedy, and nothing half-written."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from builders import SIDE, association, constant_files, digest, exposure_name, image_model, tile_wcs
+from builders import (
+    SIDE,
+    association,
+    constant_files,
+    digest,
+    exposure_name,
+    image_model,
+    left_behind,
+    rewrite,
+    spoil,
+    tile_wcs,
+)
 from conftest import FAR
 from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
@@ -24,31 +34,6 @@ FIRST, SECOND, THIRD = (f"{exposure_name(n)}_cal.fits" for n in (1, 2, 3))
 def unspoilt(tmp_path_factory):
     """Three neighbours at levels 1, 3 and 7."""
     return constant_files(tmp_path_factory.mktemp("unspoilt"), [(tile_wcs((1, 3)), (1, 3, 7))])
-
-
-@pytest.fixture
-def files(unspoilt, tmp_path):
-    """Copies of them, which a test may spoil."""
-    (tmp_path / "inputs").mkdir()
-    return [Path(shutil.copy(file, tmp_path / "inputs")) for file in unspoilt]
-
-
-def spoil(file, change):
-    """Change a file through its data model."""
-    with datamodels.open(file) as model:
-        change(model)
-        model.save(file)
-
-
-def rewrite(file, change):
-    """Change a file below its data model."""
-    with fits.open(file, mode="update") as hdus:
-        change(hdus)
-
-
-def left_behind(*folders):
-    """Files, hidden ones too, in folders."""
-    return [str(path) for folder in folders if folder.exists() for path in folder.rglob("*")]
 
 
 def refused(inputs, offline, error=ValueError, **options):

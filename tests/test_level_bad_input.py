@@ -2,14 +2,25 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from builders import SIDE, association, constant_files, digest, exposure_name, image_model, tile_wcs, write
+from builders import (
+    SIDE,
+    association,
+    constant_files,
+    digest,
+    exposure_name,
+    image_model,
+    left_behind,
+    rewrite,
+    spoil,
+    tile_wcs,
+    write,
+)
 from conftest import FAR
 from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
@@ -32,30 +43,6 @@ def unspoilt(tmp_path_factory):
         models.append(image_model(exposure_name(n), image, wcs, err=np.full(image.shape, 0.01, np.float32)))
         models[-1].meta.bunit_data = "MJy/sr"
     return write(models, tmp_path_factory.mktemp("unspoilt"))
-
-
-@pytest.fixture
-def files(unspoilt, tmp_path):
-    """Copies of them, which a test may spoil."""
-    (tmp_path / "inputs").mkdir()
-    return [Path(shutil.copy(file, tmp_path / "inputs")) for file in unspoilt]
-
-
-def spoil(file, change):
-    """Change a file through its data model."""
-    with datamodels.open(file) as model:
-        change(model)
-        model.save(file)
-
-
-def rewrite(file, change):
-    """Change a file below its data model."""
-    with fits.open(file, mode="update") as hdus:
-        change(hdus)
-
-
-def left_behind(*folders):
-    return [str(path) for folder in folders if folder.exists() for path in folder.rglob("*")]
 
 
 def refused(inputs, offline, error=ValueError, **options):

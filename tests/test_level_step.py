@@ -22,6 +22,7 @@ from builders import (
     exposure_name,
     image_model,
     miri_halves,
+    spoil,
     tile_wcs,
     write,
 )
@@ -84,12 +85,6 @@ def opened(files):
 
 def results(files, folder):
     return [folder / file.name.replace("_cal", "_levelmatch") for file in files]
-
-
-def spoil(file, change):
-    with datamodels.open(file) as model:
-        change(model)
-        model.save(file)
 
 
 def table(path="levels.ecsv"):

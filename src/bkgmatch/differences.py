@@ -14,7 +14,7 @@ from scipy import ndimage
 from bkgmatch.cells import BLOCK, CutOut, plane_in_cells
 from bkgmatch.execution import run
 from bkgmatch.pairs import PairEquations
-from bkgmatch.solve import NormalSystem, assemble
+from bkgmatch.solve import NormalSystem, robust_trust
 
 __all__ = ["PATCH", "PairFits", "PairSums", "Start", "fit_pair", "fit_pairs", "patches", "start_solution", "sum_patch"]
 
@@ -132,6 +132,10 @@ class PairSums(NamedTuple):
         """Subtract functions, shape (n, p), from the exposures."""
         apart = coefficients[self.first] - coefficients[self.second]
         return self._replace(rhs=self.rhs - _times(self.normal, apart))
+
+    def noise(self, sigma: np.ndarray) -> np.ndarray:
+        """Return the standard error of each mean difference, from the exposures' standard deviations of a cell."""
+        return np.sqrt((sigma[self.first] ** 2 + sigma[self.second] ** 2) / self.npix)
 
     def offset(self) -> np.ndarray:
         """Mean difference of each pair."""
@@ -304,18 +308,14 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
     for iteration in range(_GRAPH_ITERATIONS if len(fits.first) else 0):
         equations = pair_equations(fits.first, fits.second, fits.normal, _times(fits.normal, fits.estimate), trust)
         system = NormalSystem(n, equations, prior=prior)
-        coefficients = system.respond(assemble(n, equations)[1]).reshape(n, p)
+        coefficients = system.solution()
         apart = fits.estimate - coefficients[fits.first] + coefficients[fits.second]
         pulls = np.sqrt(np.einsum("na,nab,nb->n", apart, fits.normal, apart) / p)
         pulls /= max(float(np.median(pulls)) / 0.6745, 1.0)
-        before, trust = trust, _trust(pulls, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
+        before, trust = trust, robust_trust(pulls, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
         if iteration > _LEAST_ABSOLUTE_ITERATIONS and np.abs(trust - before).max() < 1e-3:
             break
     return Start(coefficients, _noise_factors(n, fits), unit)
-
-
-def _trust(pulls: np.ndarray, *, last: bool) -> np.ndarray:
-    return 1 / (1 + (pulls / _ROBUST_LIMIT) ** 2) if last else 1 / np.maximum(pulls, 0.1)
 
 
 def _noise_factors(n: int, fits: PairFits) -> np.ndarray:

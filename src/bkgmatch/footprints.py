@@ -16,8 +16,10 @@ __all__ = [
     "gnomonic",
     "good_region",
     "outlines_in_plane",
+    "position",
     "sky_vectors",
     "solid_angle",
+    "unit_vectors",
 ]
 
 Geometry: TypeAlias = shapely.geometry.base.BaseGeometry
@@ -286,12 +288,24 @@ def _lattice(shape: tuple[int, int]) -> np.ndarray:
 def sky_vectors(wcs: Callable, pixels: np.ndarray) -> np.ndarray:
     """Sky positions, as unit vectors of shape (n, 3), of pixel coordinates (x, y), shape (n, 2)."""
     try:
-        ra, dec = (np.deg2rad(np.asarray(angle, dtype=float)) for angle in wcs(pixels[:, 0], pixels[:, 1]))
+        ra, dec = (np.asarray(angle, dtype=float) for angle in wcs(pixels[:, 0], pixels[:, 1]))
     except (TypeError, ValueError) as error:
         raise ValueError(f"wcs(x, y) must return right ascension and declination in degrees ({error})") from error
     if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
         raise ValueError("the WCS gives sky coordinates that are not finite inside the image; run assign_wcs again")
-    return np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
+    return unit_vectors(ra, dec)
+
+
+def unit_vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+    """Return unit vectors, shape (n, 3), of positions in degrees, each of shape (n,)."""
+    a, d = np.deg2rad(ra), np.deg2rad(dec)
+    return np.column_stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)])
+
+
+def position(vector: np.ndarray) -> tuple[float, float]:
+    """Right ascension and declination in degrees of a vector, shape (3,)."""
+    x, y, z = vector
+    return float(np.rad2deg(np.arctan2(y, x)) % 360), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
 
 
 def _tangent_axes(vectors: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from astropy.wcs import WCS
 
-from bkgmatch.footprints import Footprint, gnomonic
+from bkgmatch.footprints import Footprint, gnomonic, position
 from bkgmatch.pixel_maps import along_rows, pixel_side
 from bkgmatch.planes import tangent_axes
 
@@ -40,10 +40,9 @@ class Grid:
 
     def header(self, low: np.ndarray) -> WCS:
         """Return the FITS WCS of the cells from ``low``, (x, y), on."""
-        x, y, z = self.axes[2]
         wcs = WCS(naxis=2)
         wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-        wcs.wcs.crval = [np.rad2deg(np.arctan2(y, x)) % 360, np.rad2deg(np.arctan2(z, np.hypot(x, y)))]
+        wcs.wcs.crval = position(self.axes[2])
         wcs.wcs.crpix = 1 - np.asarray(low, dtype=float)
         wcs.wcs.cd = np.rad2deg(self.cell) * (tangent_axes(*wcs.wcs.crval)[:2] @ self.axes[:2].T)
         wcs.wcs.set()

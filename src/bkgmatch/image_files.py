@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from bkgmatch.images import FitsImage, check_distinct, same_unit
+from bkgmatch.images import FitsImage, check_copies, same_unit
 from bkgmatch.levels import MATCHED, LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.plots import PairPlots
@@ -62,7 +62,7 @@ def match_files(
     images = [FitsImage.open(path) for path in files]
     others = [FitsImage.open(path) for path in fixed if path.resolve() not in {file.resolve() for file in files}]
     unit = _common_unit([*images, *others])
-    _check_copies(images, folder)
+    check_copies([image.path for image in images], folder)
     exposures = [image.exposure(is_fixed=image.path.resolve() in held) for image in images]
     exposures += [other.exposure(is_fixed=True) for other in others]
     watch = PairPlots(plots, unit).draw if plots else None
@@ -100,17 +100,9 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
         As `match_files`.
     """
     images = [FitsImage.open(path) for path in files]
-    _check_copies(images, folder)
+    check_copies([image.path for image in images], folder)
     folder.mkdir(parents=True, exist_ok=True)
     return dict(image.undo(folder) for image in images)
-
-
-def _check_copies(images: Sequence[FitsImage], folder: Path) -> None:
-    """Raise ValueError if a copy would replace an image or another copy."""
-    check_distinct([image.path for image in images])
-    for image in images:
-        if (folder / image.path.name).resolve() == image.path.resolve():
-            raise ValueError(f"{image.path} would be overwritten; choose another folder")
 
 
 def _common_unit(images: Sequence[FitsImage]) -> str:

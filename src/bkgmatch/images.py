@@ -20,7 +20,7 @@ from bkgmatch.apply import shift
 from bkgmatch.exposures import Exposure, Pixels, icrs_of
 from bkgmatch.planes import Plane
 
-__all__ = ["FitsImage", "check_distinct", "is_jwst", "read_plane", "same_unit"]
+__all__ = ["FitsImage", "check_copies", "check_distinct", "is_jwst", "read_plane", "same_unit"]
 
 _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
 _CARDS = ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC")
@@ -165,6 +165,14 @@ def check_distinct(files: Sequence[Path]) -> None:
     shared = sorted(name for name, count in Counter(file.name for file in files).items() if count > 1)
     if shared:
         raise ValueError(f"several files are named {shared[0]}: their copies would replace each other; rename them")
+
+
+def check_copies(files: Sequence[Path], folder: Path) -> None:
+    """Raise ValueError if copies that keep their names would replace each other, or what they are copies of."""
+    check_distinct(files)
+    for file in files:
+        if (folder / file.name).resolve() == file.resolve():
+            raise ValueError(f"{file} would be overwritten; choose another folder")
 
 
 def same_unit(one: str, two: str) -> bool:

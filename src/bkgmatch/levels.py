@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from bkgmatch.execution import run
 from bkgmatch.exposures import LYOT, Exposure, check_names, handy_factor
-from bkgmatch.footprints import Footprint
+from bkgmatch.footprints import Footprint, position
 from bkgmatch.grids import Grid
 from bkgmatch.neighbourhoods import (
     LevelPairs,
@@ -23,6 +23,7 @@ from bkgmatch.options import LevelMatchOptions
 from bkgmatch.passes import Pass
 from bkgmatch.planes import Plane, tangent_axes
 from bkgmatch.reference import check_reference, tile_names
+from bkgmatch.solve import renumbered
 
 __all__ = ["LevelMatch", "match_levels"]
 
@@ -250,7 +251,7 @@ def _collected(
     first, second, *values = (np.concatenate(part) for part in zip(*pairs, strict=True))
     return LevelMatch(
         names=tuple(exposures[k].name for k in order),
-        component=_renumbered(component[order]),
+        component=renumbered(component[order]),
         centre=centre[order],
         level=level[order],
         slope=slope[order],
@@ -262,16 +263,10 @@ def _collected(
     )
 
 
-def _renumbered(component: np.ndarray) -> np.ndarray:
-    """Components in order of their first exposure."""
-    numbers = {k: number for number, k in enumerate(k for k in dict.fromkeys(component.tolist()) if k >= 0)}
-    return np.array([numbers.get(k, -1) for k in component.tolist()])
-
-
 def _about_centre(grid: Grid, centre: np.ndarray, unit: float) -> tuple[tuple[float, float], np.ndarray]:
     """Right ascension and declination of a point of the grid; matrix from functions of the grid to level and slopes."""
-    x, y, z = vector = grid.vectors(centre[None])[0]
-    ra, dec = float(np.rad2deg(np.arctan2(y, x)) % 360), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
+    vector = grid.vectors(centre[None])[0]
+    ra, dec = position(vector)
     step = np.concatenate([_ARCSEC * tangent_axes(ra, dec)[:2], -_ARCSEC * tangent_axes(ra, dec)[:2]])
     east, north, west, south = grid.of(vector + step) / unit
     matrix = np.eye(3)

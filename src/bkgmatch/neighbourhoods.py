@@ -281,7 +281,7 @@ def match_neighbourhood(
             step=np.array([one.name for one in passes])[sums.level],
             npix=np.rint(sums.npix).astype(int),
             offset=sums.offset(),
-            sigma=np.sqrt((sigma[sums.first] ** 2 + sigma[sums.second] ** 2) / sums.npix),
+            sigma=sums.noise(sigma),
             rms=np.sqrt(np.maximum(sums.squares, 0) / sums.normal[:, 0, 0]),
             residual=sums.less(np.nan_to_num(coefficients)).offset(),
             trust=trust,

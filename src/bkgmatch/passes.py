@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from bkgmatch.differences import PairSums, pair_equations
 from bkgmatch.pairs import PairEquations
-from bkgmatch.solve import NormalSystem, assemble, diagonal_blocks, unit_columns
+from bkgmatch.solve import NormalSystem, assemble, diagonal_blocks, renumbered, unit_columns
 
 __all__ = ["Pass", "PassesSolution", "solve_passes"]
 
@@ -167,13 +167,12 @@ class _Equations:
     ) -> "_Equations":
         held_units = np.zeros(int(unit.max()) + 1, dtype=bool)
         held_units[unit[held]] = True
-        variance = sigma[pairs.first] ** 2 + sigma[pairs.second] ** 2
         return cls(
             unit[pairs.first],
             unit[pairs.second],
             pairs.normal[:, :q, :q],
             pairs.rhs[:, :q],
-            np.sqrt(variance / pairs.npix),
+            pairs.noise(sigma),
             weights,
             held_units,
         )
@@ -183,9 +182,8 @@ class _Equations:
 
     def solve(self, trust: np.ndarray, prior: np.ndarray) -> tuple[NormalSystem, np.ndarray]:
         """Return factors and functions, shape (units, q)."""
-        equations = self.weighted(trust * self.weights)
-        system = NormalSystem(len(self.held), equations, held=self.held, prior=prior)
-        return system, system.respond(assemble(len(self.held), equations)[1]).reshape(len(self.held), -1)
+        system = NormalSystem(len(self.held), self.weighted(trust * self.weights), held=self.held, prior=prior)
+        return system, system.solution()
 
     def pulls(self, found: np.ndarray) -> np.ndarray:
         """Return what functions leave of the mean difference of each pair, in standard errors."""
@@ -279,8 +277,7 @@ def _joined(unit: np.ndarray, pairs: PairSums) -> np.ndarray:
 
 def _misfit(left: PairSums, sigma: np.ndarray, trust: np.ndarray) -> float:
     """Factor on variances where functions do not fit: the squared typical pull of what is left of trusted pairs."""
-    pulls = np.abs(left.offset()) / np.sqrt((sigma[left.first] ** 2 + sigma[left.second] ** 2) / left.npix)
-    pulls = pulls[trust > _DOUBTED]
+    pulls = (np.abs(left.offset()) / left.noise(sigma))[trust > _DOUBTED]
     return max(1.0, float(np.median(pulls)) / 0.6745) ** 2 if len(pulls) >= _MANY_PAIRS else 1.0
 
 
@@ -288,10 +285,7 @@ def _connected(units: np.ndarray, sums: PairSums) -> np.ndarray:
     """Return the number of the connected set of each exposure; -1 for units without pairs."""
     labels = _joined(units, sums)
     alone = ~np.isin(units, units[np.concatenate([sums.first, sums.second])])
-    number: dict[int, int] = {}
-    return np.array(
-        [-1 if a else number.setdefault(int(label), len(number)) for label, a in zip(labels, alone, strict=True)]
-    )
+    return renumbered(np.where(alone, -1, labels))
 
 
 def _covariance(

@@ -1,5 +1,6 @@
 """Levels as tables: what is saved, shown, and read back."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -78,14 +79,11 @@ def pair_table(match: SkyMatch, *, unit: str = "") -> Table:
         ``down-weighted`` pairs have less than half of the weight that their errors give them.
     """
     pairs = match.pairs
-    names = np.array(match.names)
-    one, two = names[pairs.first], names[pairs.second]
-    swap = one > two
-    sign = np.where(swap, -1.0, 1.0)
+    first, second, sign = _by_name(match.names, pairs.first, pairs.second)
     table = Table(
         {
-            "first": np.where(swap, two, one),
-            "second": np.where(swap, one, two),
+            "first": first,
+            "second": second,
             "offset": sign * pairs.offset,
             "sigma": pairs.sigma,
             "npix": pairs.npix,
@@ -165,15 +163,12 @@ def level_pair_table(match: LevelMatch, *, unit: str = "") -> Table:
         ``down-weighted`` if it does not agree with the others, ``rejected`` if it is beyond a limit.
     """
     pairs = match.pairs
-    names = np.array(match.names)
-    one, two = names[pairs.first], names[pairs.second]
-    swap = one > two
-    sign = np.where(swap, -1.0, 1.0)
+    first, second, sign = _by_name(match.names, pairs.first, pairs.second)
     status = np.where(pairs.trust == 0, "rejected", np.where(pairs.trust < 0.5, "down-weighted", "used"))
     table = Table(
         {
-            "first": np.where(swap, two, one),
-            "second": np.where(swap, one, two),
+            "first": first,
+            "second": second,
             "pass": pairs.step,
             "npix": pairs.npix,
             "offset": sign * pairs.offset,
@@ -186,6 +181,13 @@ def level_pair_table(match: LevelMatch, *, unit: str = "") -> Table:
     )
     table.sort(["first", "second"])
     return _with_unit(table, unit, "offset", "sigma", "rms", "residual")
+
+
+def _by_name(names: Sequence[str], first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Names of pairs, the lesser first, and the sign of their differences then."""
+    one, two = np.array(names)[first], np.array(names)[second]
+    swap = one > two
+    return np.where(swap, two, one), np.where(swap, one, two), np.where(swap, -1.0, 1.0)
 
 
 def _with_unit(table: Table, unit: str, *columns: str) -> Table:

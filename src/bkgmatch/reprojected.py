@@ -8,7 +8,7 @@ from astropy.coordinates import ICRS, SkyCoord
 from astropy.wcs import WCS
 from astropy.wcs.wcsapi import BaseLowLevelWCS, HighLevelWCSMixin
 
-from bkgmatch.footprints import Footprint
+from bkgmatch.footprints import Footprint, unit_vectors
 from bkgmatch.pixel_maps import pixels_per_plane
 
 __all__ = ["SkyWcs", "reprojected"]
@@ -51,19 +51,14 @@ class SkyWcs(BaseLowLevelWCS, HighLevelWCSMixin):
     def world_to_pixel_values(self, *world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels x, y at right ascensions and declinations."""
         ra, dec = np.broadcast_arrays(*world)
-        target = self._outline.project(_vectors(ra.ravel(), dec.ravel()))
+        target = self._outline.project(unit_vectors(ra.ravel(), dec.ravel()))
         slope = pixels_per_plane(self._outline)
         limit = np.array(self._outline.shape[::-1])
         pixels = np.clip(self._outline.to_pixels(target), -limit, 2 * limit)
         for _ in range(_NEWTON_STEPS):
-            there = self._outline.project(_vectors(*self._wcs(*pixels.T)))
+            there = self._outline.project(unit_vectors(*self._wcs(*pixels.T)))
             pixels = pixels + (target - there) @ slope.T
         return pixels[:, 0].reshape(ra.shape), pixels[:, 1].reshape(ra.shape)
-
-
-def _vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
-    a, d = np.deg2rad(ra), np.deg2rad(dec)
-    return np.column_stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)])
 
 
 def reprojected(

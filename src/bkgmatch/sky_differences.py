@@ -13,7 +13,7 @@ from bkgmatch.neighbourhoods import measure_neighbourhood, neighbourhoods, outli
 from bkgmatch.options import LevelMatchOptions, SkyMatchOptions
 from bkgmatch.pairs import Offsets
 from bkgmatch.passes import Pass, solve_passes
-from bkgmatch.solve import Solution
+from bkgmatch.solve import Solution, renumbered
 
 __all__ = ["solve_differences"]
 
@@ -91,10 +91,9 @@ def _within_limits(exposure: Exposure, options: SkyMatchOptions) -> Exposure:
 
 def _in_order(solution: Solution) -> Solution:
     """Renumber the components in order of their first group, with mean zero over their groups."""
-    number: dict[int, int] = {}
-    component = np.array([number.setdefault(c, len(number)) if c >= 0 else -1 for c in solution.component.tolist()])
+    component = renumbered(solution.component)
     coefficients = solution.coefficients.copy()
-    for one in range(len(number)):
+    for one in range(component.max(initial=-1) + 1):
         coefficients[component == one] -= coefficients[component == one].mean(axis=0)
     return Solution(coefficients, solution.covariance, component)
 
@@ -107,7 +106,7 @@ def _offsets(
     place_of: np.ndarray,
     factor: float,
 ) -> Offsets:
-    error = np.sqrt((sigma[pairs.first] ** 2 + sigma[pairs.second] ** 2) / pairs.npix) / factor
+    error = pairs.noise(sigma) / factor
     one, two = place_of[pairs.first], place_of[pairs.second]
     full = weights * pairs.normal[:, 0, 0] * factor**2
     count = len(one)

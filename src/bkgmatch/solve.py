@@ -15,7 +15,9 @@ __all__ = [
     "Solution",
     "assemble",
     "diagonal_blocks",
+    "renumbered",
     "residuals",
+    "robust_trust",
     "solve",
     "solve_offsets",
     "unit_columns",
@@ -78,9 +80,8 @@ def solve(n: int, equations: PairEquations, *, scatter: sparse.sparray | None = 
     ``P N^+ S N^+ P`` (the sandwich of Huber 1967, *Proc. Fifth Berkeley Symp.* 1, 221).
     """
     system = NormalSystem(n, equations)
-    _, rhs = assemble(n, equations)
     p, component = equations.p, system.component
-    coefficients = system.respond(rhs).reshape(n, p)
+    coefficients = system.solution()
     spread = system.normal if scatter is None else scatter.tocsr()
     covariance = np.zeros((n, p, p))
     for some in system.blocks():
@@ -130,7 +131,7 @@ class NormalSystem:
         p = equations.p
         self.n, self.p = n, p
         self.component = _components(n, equations)
-        self.normal, _ = assemble(n, equations)
+        self.normal, self._rhs = assemble(n, equations)
         held = np.zeros(n, dtype=bool) if held is None else held
         prior = np.zeros(p) if prior is None else prior
         if prior.any():
@@ -146,6 +147,10 @@ class NormalSystem:
         self._afloat = np.where(np.isin(self.component, anchored), -1, self.component)
         numbers, first = np.unique(self._afloat, return_index=True)
         return first[numbers >= 0]
+
+    def solution(self) -> np.ndarray:
+        """Coefficients that solve the equations, shape (n, p)."""
+        return self.respond(self._rhs).reshape(self.n, self.p)
 
     def respond(self, rhs: np.ndarray) -> np.ndarray:
         """Solutions, shape (n p, ...), to right-hand sides of that shape, with mean zero where nothing is held."""
@@ -225,12 +230,12 @@ def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False)
     for iteration in range(_ROBUST_ITERATIONS if robust and len(weight) else 0):
         pulls = np.abs(residuals(offsets, groups, result)) * np.sqrt(offsets.full_weight)
         scale = max(float(np.median(pulls)) / 0.6745, 1e-300)
-        weight = offsets.full_weight * _trust(pulls / scale, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
+        weight = offsets.full_weight * robust_trust(pulls / scale, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
         result = solution(weight)
     return result, replace(offsets, weight=weight)
 
 
-def _trust(pulls: np.ndarray, *, last: bool) -> np.ndarray:
+def robust_trust(pulls: np.ndarray, *, last: bool) -> np.ndarray:
     """Factors on the weights: at first those of least absolute deviations, which bad pairs hardly move."""
     return 1 / (1 + (pulls / _ROBUST_LIMIT) ** 2) if last else 1 / np.maximum(pulls, 0.1)
 
@@ -241,16 +246,18 @@ def residuals(offsets: Offsets, groups: np.ndarray, solution: Solution) -> np.nd
     return offsets.offset - (level[groups[offsets.first]] - level[groups[offsets.second]])
 
 
+def renumbered(labels: np.ndarray) -> np.ndarray:
+    """Renumber labels in the order of their first members; negative ones become -1."""
+    number: dict[int, int] = {}
+    return np.array([number.setdefault(k, len(number)) if k >= 0 else -1 for k in labels.tolist()], dtype=int)
+
+
 def _components(n: int, equations: PairEquations) -> np.ndarray:
     links = sparse.coo_array((np.ones(len(equations.first)), (equations.first, equations.second)), shape=(n, n))
     _, labels = connected_components(links, directed=False)
     linked = np.zeros(n, dtype=bool)
     linked[equations.first] = linked[equations.second] = True
-    component = np.full(n, -1)
-    if linked.any():
-        _, first, inverse = np.unique(labels[linked], return_index=True, return_inverse=True)
-        component[linked] = np.argsort(np.argsort(first))[inverse]
-    return component
+    return renumbered(np.where(linked, labels, -1))
 
 
 def assemble(n: int, equations: PairEquations) -> tuple[sparse.csr_array, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ from stcal.multiprocessing import compute_num_cores
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
-__all__ = ["check_inputs", "check_outputs", "number_of_cores", "open_library", "read_file", "unreadable"]
+__all__ = [
+    "check_inputs",
+    "check_outputs",
+    "number_of_cores",
+    "open_inputs",
+    "open_library",
+    "plain_names",
+    "read_file",
+    "unreadable",
+]
 
 log = logging.getLogger("stpipe.bkgmatch.inputs")
 
@@ -73,6 +82,40 @@ def check_outputs(step: Step, files: list[Path]) -> None:
     for file in files if step.save_results else []:
         if Path(step.make_output_path(basepath=file.name)).resolve() == file:
             raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
+
+
+def open_inputs(step: Step, inputs: Sequence[Any]) -> tuple[ModelLibrary, list[Path]]:
+    """
+    Check and open what a step is given.
+
+    Parameters
+    ----------
+    step : Step
+        The step, with its parameters.
+    inputs : sequence
+        Its arguments: one association, file, container, library or list; or several files.
+
+    Returns
+    -------
+    library : ModelLibrary
+        The library, not yet entered.
+    files : list of Path
+        The exposures, if they are all given as files; else nothing.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `check_inputs`, `check_outputs` and `open_library`.
+    """
+    given = inputs[0] if len(inputs) == 1 else list(inputs)
+    files = check_inputs(given)
+    check_outputs(step, files)
+    return open_library(step.prepare_output(given, open_models=False), in_memory=step.in_memory), files
+
+
+def plain_names(names: Sequence[Any] | None) -> list[str] | None:
+    """Names as plain text: the type that strun gives to arguments cannot be saved with the parameters."""
+    return [str(name) for name in names or [] if name not in ("", "None")] or None
 
 
 def number_of_cores(maximum_cores: str, most: int) -> int:

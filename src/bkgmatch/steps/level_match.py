@@ -19,7 +19,7 @@ from bkgmatch.plots import PairPlots
 from bkgmatch.record import level_pair_table, level_table, save_tables
 from bkgmatch.reference import REFERENCE_POLICIES
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.inputs import check_inputs, check_outputs, number_of_cores, open_library
+from bkgmatch.steps.inputs import number_of_cores, open_inputs, plain_names
 from bkgmatch.steps.library import LibraryExposures, full_name
 from bkgmatch.steps.parts import Part, find_parts, largest_pull, plane_records, recombined, split_halves
 from bkgmatch.steps.plane_record import read_record, skip_planes
@@ -81,8 +81,7 @@ class LevelMatchStep(OptionalCrds, Step):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Plain text: the type that strun gives to arguments cannot be saved with the parameters.
-        self.fixed = [str(name) for name in self.fixed or [] if name not in ("", "None")] or None
+        self.fixed = plain_names(self.fixed)
 
     def process(self, *inputs: Any) -> ModelLibrary:
         """
@@ -103,11 +102,7 @@ class LevelMatchStep(OptionalCrds, Step):
         ValueError, FileNotFoundError
             If an input or an option cannot be used; the message says which and what to do.
         """
-        input_models = inputs[0] if len(inputs) == 1 else list(inputs)
-        files = check_inputs(input_models)
-        check_outputs(self, files)
-        prepared = self.prepare_output(input_models, open_models=False)
-        library = open_library(prepared, in_memory=self.in_memory)
+        library, _ = open_inputs(self, inputs)
         with library:
             known = LibraryExposures(library, dqbits=self.dqbits, subtract=None)
             known.check_units()

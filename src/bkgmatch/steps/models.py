@@ -10,6 +10,7 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import add_variance, remove_variance, shift
+from bkgmatch.images import check_copies
 from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.plane_record import undo_plane
@@ -120,8 +121,8 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
     for file in files:
         if not file.exists():
             raise FileNotFoundError(f"{file} does not exist")
-        if (folder / file.name).resolve() == file.resolve():
-            raise ValueError(f"{file} would be overwritten; choose another folder")
+    check_copies(files, folder)
+    for file in files:
         with _open_image(file):
             pass
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from bkgmatch.match import NO_PIXELS, SkyMatch, match_skies
 from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
 from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.inputs import check_inputs, check_outputs, number_of_cores, open_library
+from bkgmatch.steps.inputs import number_of_cores, open_inputs, plain_names
 from bkgmatch.steps.library import LibraryExposures, full_name, stem
 from bkgmatch.steps.models import LevelRecord, skip
 
@@ -75,8 +75,7 @@ class SkyMatchStep(OptionalCrds, Step):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Plain text: the type that strun gives to arguments cannot be saved with the parameters.
-        self.masks = [str(mask) for mask in self.masks or [] if mask not in ("", "None")] or None
+        self.masks = plain_names(self.masks)
 
     def process(self, *inputs: Any) -> ModelLibrary:
         """
@@ -97,13 +96,9 @@ class SkyMatchStep(OptionalCrds, Step):
         ValueError, FileNotFoundError
             If an input or an option cannot be used; the message says which and what to do.
         """
-        input_models = inputs[0] if len(inputs) == 1 else list(inputs)
         self._check_options()
         self._use_present_name()
-        files = check_inputs(input_models)
-        check_outputs(self, files)
-        prepared = self.prepare_output(input_models, open_models=False)
-        library = open_library(prepared, in_memory=self.in_memory)
+        library, files = open_inputs(self, inputs)
         with library:
             if self.skymethod == "user":
                 self._record_given(library, _read_skylist(self.skylist), "user")
