@@ -13,6 +13,7 @@ from bkgmatch.differences import (
     PairFits,
     PairSums,
     Start,
+    _good_cells,
     fit_pair,
     fit_pairs,
     join_sums,
@@ -733,3 +734,36 @@ def test_an_arbitrary_origin_of_planes():
         middles.append([plane(f, *c.centre) for f, c in zip(found.coefficients, moved, strict=True)])
         middles[-1] += [plane([0, *f[1:]], 30, 30) for f in found.coefficients]
     np.testing.assert_allclose(middles[1], middles[0], atol=2e-4)
+
+
+def test_errors_grow_with_what_the_functions_leave():
+    """Offsets that contradict each other by many times their noise: variances grow by the squared typical pull."""
+    rng = np.random.default_rng(21)
+    first, second = np.array(list(combinations(range(6), 2))).T
+    m, sigma = len(first), np.full(6, 0.1)
+    offset = 0.3 * rng.choice([-1.0, 1.0], m)
+    normal = np.full((m, 1, 1), 5000.0)
+
+    def solution(offset):
+        level = np.zeros(m, dtype=int)
+        sums = PairSums(level, first, second, normal, normal[:, 0] * offset[:, None], np.ones(m), np.full(m, 100.0))
+        every = Pass("all", False, np.zeros(6, dtype=int), np.zeros(6, dtype=bool))
+        return solve_passes(np.arange(6), sums, [every], np.zeros(6, dtype=bool), sigma, np.ones(m))
+
+    found, quiet = solution(offset), solution(np.zeros(m))
+    c = found.coefficients[:, 0]
+    pull = np.median(np.abs(offset - c[first] + c[second])) / (0.1 * np.sqrt(2 / 100)) / 0.6745
+    assert pull > 5
+    np.testing.assert_array_equal(found.trust, 1)
+    np.testing.assert_allclose(found.covariance, pull**2 * quiet.covariance, rtol=1e-9)
+
+
+def test_a_cosmic_ray_is_not_structure_of_the_sky():
+    """Of three exposures one is hit: the others keep their weights, there and around."""
+    value = np.zeros((3, PATCH, PATCH), dtype=np.float32)
+    value[0, 60, 60] = 50.0
+    weight = np.ones_like(value)
+    x, y, _, weight = _good_cells(value, weight, np.ones(3))
+    expected = np.ones((3, len(x)))
+    expected[0, (x == 60) & (y == 60)] = 0
+    np.testing.assert_array_equal(weight, expected)
