@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from bkgmatch.cells import BLOCK, CutOut, plane_in_cells
 from bkgmatch.execution import run
-from bkgmatch.pairs import PairEquations
+from bkgmatch.pairs import pair_equations
 from bkgmatch.solve import NormalSystem, robust_trust
 
 __all__ = ["PATCH", "PairFits", "PairSums", "Start", "fit_pair", "fit_pairs", "patches", "start_solution", "sum_patch"]
@@ -355,36 +355,6 @@ def _weighted_medians(group: np.ndarray, value: np.ndarray, weight: np.ndarray) 
     low, high = (summed - weight - before[inverse]) / size[inverse], (summed - before[inverse]) / size[inverse]
     inside = np.clip(np.minimum(high, 0.75) - np.maximum(low, 0.25), 0, None)
     return numbers, np.bincount(inverse, inside * value) / np.bincount(inverse, inside)
-
-
-def pair_equations(
-    first: np.ndarray, second: np.ndarray, normal: np.ndarray, rhs: np.ndarray, trust: np.ndarray | None = None
-) -> PairEquations:
-    """
-    Make the equations of pairs whose functions have the same basis.
-
-    Parameters
-    ----------
-    first, second : ndarray of int, shape (n_pairs,)
-        Unknowns.
-    normal : ndarray, shape (n_pairs, p, p)
-        Sum of w phi phi^T.
-    rhs : ndarray, shape (n_pairs, p)
-        Sum of w d phi.
-    trust : ndarray, shape (n_pairs,), optional
-        Factors on the weights.
-
-    Returns
-    -------
-    PairEquations
-        With blocks of 2p x 2p.
-    """
-    trust = np.ones(len(first)) if trust is None else trust
-    signs = np.array([[1.0, -1.0], [-1.0, 1.0]])
-    p = rhs.shape[1]
-    blocks = np.einsum("n,ij,nab->niajb", trust, signs, normal).reshape(len(first), 2 * p, 2 * p)
-    sides = np.einsum("n,i,na->nia", trust, signs[0], rhs).reshape(len(first), 2 * p)
-    return PairEquations(first, second, blocks, sides)
 
 
 def _times(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:

@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.coordinates import ICRS
 from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
 
-__all__ = ["LYOT", "Exposure", "Pixels"]
+__all__ = ["LYOT", "Exposure", "Pixels", "SpectralExposure", "SpectralPixels"]
 
 LYOT = "lyot"
 """Part of a MIRI tile that is matched to the rest of it."""
@@ -141,6 +141,123 @@ class Exposure:
         return replace(self, read=scaled)
 
 
+class SpectralPixels(NamedTuple):
+    """
+    Good pixels of one exposure of an integral field unit.
+
+    Parameters
+    ----------
+    ra, dec : ndarray, shape (n,)
+        ICRS position of each pixel, in degrees.
+    wavelength : ndarray, shape (n,)
+        Its wavelength, in micrometres.
+    value : ndarray, shape (n,)
+        Surface brightness.
+    variance : ndarray, shape (n,), optional
+        Variance of each pixel; if it is not known, it is measured.
+    """
+
+    ra: np.ndarray
+    dec: np.ndarray
+    wavelength: np.ndarray
+    value: np.ndarray
+    variance: np.ndarray | None = None
+
+    def finite(self) -> "SpectralPixels":
+        """Pixels whose position, wavelength, value and variance are finite, the variance not negative."""
+        arrays = [a for a in self if a is not None]
+        good = np.logical_and.reduce([np.isfinite(a) for a in arrays])
+        if self.variance is not None:
+            good &= self.variance >= 0
+        return SpectralPixels(*(a[good] for a in arrays))
+
+    def extent(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Middle of the positions, and range of the wavelengths; NaN without pixels."""
+        if not len(self.ra):
+            return (np.nan, np.nan), (np.nan, np.nan)
+        a, d = np.deg2rad(self.ra), np.deg2rad(self.dec)
+        x, y, z = (np.mean(v) for v in (np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)))
+        middle = float(np.rad2deg(np.arctan2(y, x)) % 360), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
+        return middle, (float(self.wavelength.min()), float(self.wavelength.max()))
+
+
+@dataclass(frozen=True)
+class SpectralExposure:
+    """
+    One exposure of an integral field unit, in one range of wavelengths.
+
+    Parameters
+    ----------
+    name : str
+        Unique name.
+    read : callable
+        ``read() -> SpectralPixels``. Called once.
+    centre : tuple of float
+        Right ascension and declination near its middle, in degrees.
+    wavelengths : tuple of float
+        Range of its wavelengths, in micrometres.
+    slice_width : float
+        Width of a slice on the sky, in arcseconds.
+    """
+
+    name: str
+    read: Callable[[], SpectralPixels]
+    centre: tuple[float, float]
+    wavelengths: tuple[float, float]
+    slice_width: float
+
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        data: np.ndarray,
+        ra: np.ndarray,
+        dec: np.ndarray,
+        wavelength: np.ndarray,
+        *,
+        slice_width: float,
+        good: np.ndarray | None = None,
+        variance: np.ndarray | None = None,
+    ) -> "SpectralExposure":
+        """
+        Make an exposure of arrays that are in memory.
+
+        Parameters
+        ----------
+        name : str
+            Unique name.
+        data : array_like
+            Surface brightness, of any shape.
+        ra, dec, wavelength : array_like of the shape of the data
+            ICRS position in degrees, and wavelength in micrometres, of each pixel.
+        slice_width : float
+            Width of a slice, or distance of the pixels on the sky, in arcseconds.
+        good : array_like of bool, of the shape of the data, optional
+            Good pixels; by default all that are finite.
+        variance : array_like of the shape of the data, optional
+            Variance of each pixel; if it is not known, it is measured.
+
+        Returns
+        -------
+        SpectralExposure
+            The exposure.
+
+        Raises
+        ------
+        ValueError
+            If shapes differ.
+        """
+        given = {"ra": ra, "dec": dec, "wavelength": wavelength, "good": good, "variance": variance}
+        arrays = {key: np.asarray(array) for key, array in given.items() if array is not None}
+        values = np.asarray(data)
+        for key, array in arrays.items():
+            if array.shape != values.shape:
+                raise ValueError(f"{name}: {key} has shape {array.shape}, the data {values.shape}")
+        kept = np.asarray(arrays.pop("good", np.isfinite(values)), dtype=bool)
+        pixels = SpectralPixels(value=values[kept], **{key: a[kept] for key, a in arrays.items()}).finite()
+        return cls(name, lambda: pixels, *pixels.extent(), slice_width)
+
+
 def icrs_of(wcs: WCS) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """
     Make the function that exposures take of a FITS WCS.
@@ -188,7 +305,7 @@ def handy_factor(exposures: Sequence[Exposure]) -> float:
     return 1.0
 
 
-def check_names(exposures: Sequence[Exposure]) -> None:
+def check_names(exposures: Sequence[Exposure | SpectralExposure]) -> None:
     """Raise ValueError if two exposures have the same name."""
     repeated = [name for name, count in Counter(e.name for e in exposures).items() if count > 1]
     if repeated:

@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 
 __all__ = [
     "Footprint",
+    "angles",
     "candidate_neighbours",
     "footprint",
     "gnomonic",
@@ -302,10 +303,16 @@ def unit_vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
     return np.column_stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)])
 
 
+def angles(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Right ascension and declination in degrees, each of shape (...), of vectors, shape (..., 3)."""
+    x, y, z = np.moveaxis(vectors, -1, 0)
+    return np.rad2deg(np.arctan2(y, x)) % 360, np.rad2deg(np.arctan2(z, np.hypot(x, y)))
+
+
 def position(vector: np.ndarray) -> tuple[float, float]:
     """Right ascension and declination in degrees of a vector, shape (3,)."""
-    x, y, z = vector
-    return float(np.rad2deg(np.arctan2(y, x)) % 360), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
+    ra, dec = angles(vector)
+    return float(ra), float(dec)
 
 
 def _tangent_axes(vectors: np.ndarray) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Options of the steps: one frozen dataclass each, checked once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["METHOD_SYNONYMS", "LevelMatchOptions", "SkyMatchOptions"]
+from bkgmatch.polynomials import degrees
+
+__all__ = ["METHOD_SYNONYMS", "LevelMatchOptions", "MRSIMatchOptions", "SkyMatchOptions"]
 
 SkyMethod = Literal["local", "global", "match", "global+match"]
 SkyStat = Literal["mean", "median", "midpt", "mode", "difference"]
@@ -16,6 +19,9 @@ FitType = Literal["level", "level+slope", "level+match"]
 ReprojectFunc = Literal["interp", "exact", "adaptive"]
 WeightMethod = Literal["ml", "equal", "npix", "rms"]
 Passes = Literal["sequence", "joint"]
+
+PolynomialWeights = Literal["ml", "pairs"]
+Clip = Literal["pairs", "image"]
 
 METHOD_SYNONYMS = {
     "localmin": "local",
@@ -194,6 +200,51 @@ class LevelMatchOptions:
         for name in ("npixels", "dilate_size", "max_iters", "min_area_percent", "min_linear_frac", "rms_sig_limit"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class MRSIMatchOptions:
+    """
+    How polynomial backgrounds of spectral exposures are measured and matched.
+
+    Parameters
+    ----------
+    bkg_degree : int or sequence of int
+        Degree of the polynomial: one for all coordinates, or those of RA, Dec and wavelength.
+    weights : {"ml", "pairs"}
+        Weights of the pairs of exposures in a voxel: maximum likelihood; or ``1 / (sigma_n^2 + sigma_m^2)`` of each
+        pair, as jwst's step had.
+    clip : {"pairs", "image"}
+        What is clipped: voxels of exposures that do not agree with the others; or the values in each plane of
+        wavelength of each exposure, as jwst's step did.
+    sigma : float
+        Limit of clipping, in standard deviations.
+    maxiters : int
+        Most iterations of clipping; 0: nothing is clipped.
+    cell_size : float
+        Side of a voxel on the sky, in widths of a slice.
+    wavelength_cells : int
+        Number of voxels over the range of wavelengths.
+    """
+
+    bkg_degree: int | Sequence[int] = 1
+    weights: PolynomialWeights = "ml"
+    clip: Clip = "pairs"
+    sigma: float = 3.0
+    maxiters: int = 10
+    cell_size: float = 1.25
+    wavelength_cells: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bkg_degree", degrees(self.bkg_degree, 3, "bkg_degree"))
+        _check_choices(self, weights=PolynomialWeights, clip=Clip)
+        for name in ("sigma", "cell_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not self.maxiters >= 0:
+            raise ValueError(f"maxiters must not be negative, got {self.maxiters}")
+        if not self.wavelength_cells > 0:
+            raise ValueError(f"wavelength_cells must be positive, got {self.wavelength_cells}")
 
 
 def _check_choices(options: object, **choices: object) -> None:

@@ -12,7 +12,7 @@ from bkgmatch.noise import sample_pairs
 from bkgmatch.overlaps import OverlapMap
 from bkgmatch.skystats import SkyLevels, SkyStatistic
 
-__all__ = ["Measurement", "Offsets", "PairEquations", "measure", "offset_equations", "pair_offsets"]
+__all__ = ["Measurement", "Offsets", "PairEquations", "measure", "offset_equations", "pair_equations", "pair_offsets"]
 
 _STEADYING_PIXELS, _LARGE_SET = 20, 100
 
@@ -251,3 +251,33 @@ def _block_diagonal(blocks: Sequence[np.ndarray]) -> sparse.csr_array:
     row, column = starts + within // np.maximum(width, 1), starts + within % np.maximum(width, 1)
     values = np.concatenate([block.ravel() for block in blocks])
     return sparse.coo_array((values, (row, column)), shape=(sizes.sum(), sizes.sum())).tocsr()
+
+
+def pair_equations(
+    first: np.ndarray, second: np.ndarray, normal: np.ndarray, rhs: np.ndarray, trust: np.ndarray | None = None
+) -> PairEquations:
+    """
+    Make the equations of pairs whose functions have the same basis.
+
+    Parameters
+    ----------
+    first, second : ndarray of int, shape (n_pairs,)
+        Unknowns.
+    normal : ndarray, shape (n_pairs, p, p)
+        Sum of w phi phi^T.
+    rhs : ndarray, shape (n_pairs, p)
+        Sum of w d phi.
+    trust : ndarray, shape (n_pairs,), optional
+        Factors on the weights.
+
+    Returns
+    -------
+    PairEquations
+        With blocks of 2p x 2p.
+    """
+    trust = np.ones(len(first)) if trust is None else trust
+    signs = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    p = rhs.shape[1]
+    blocks = np.einsum("n,ij,nab->niajb", trust, signs, normal).reshape(len(first), 2 * p, 2 * p)
+    sides = np.einsum("n,i,na->nia", trust, signs[0], rhs).reshape(len(first), 2 * p)
+    return PairEquations(first, second, blocks, sides)

@@ -12,15 +12,13 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from bkgmatch.differences import PairSums, pair_equations
-from bkgmatch.pairs import PairEquations
+from bkgmatch.differences import PairSums
+from bkgmatch.pairs import PairEquations, pair_equations
+from bkgmatch.priors import HELD, LOOSE, plausible_tilt, tilt_variances
 from bkgmatch.solve import NormalSystem, assemble, diagonal_blocks, renumbered, unit_columns
 
 __all__ = ["Pass", "PassesSolution", "solve_passes"]
 
-_LOOSE = 100.0  # standard deviations of a cell
-_TILTS = 3.0
-_HELD = 0.5
 _TRUSTED, _TRUST_ITERATIONS = 4.0, 10
 _DOUBTED, _MANY_PAIRS = 0.5, 10
 _BLOCK = 64
@@ -221,43 +219,24 @@ def _solve_pass(
     spread = assemble(n_units, equations.weighted(factors**2))[0] + sparse.diags_array(np.tile(prior, n_units))
     spread = spread.tocsr()
     normal = assemble(n, pair_equations(pairs.first, pairs.second, pairs.normal, pairs.rhs, factors))[0]
-    loose = (_tilt_variances(system, spread) * prior[1:] > _HELD**2).any(axis=1)
+    loose = (tilt_variances(system, spread) * prior[1:] > HELD**2).any(axis=1)
     result = _Solved(system, _tied(unit, p, q), spread, normal, trust, loose[unit])
     return result, (result.units @ found.ravel()).reshape(n, p)
 
 
 def _prior(equations: _Equations, q: int, sigma: float) -> np.ndarray:
     """Inverse variances of the coefficients: none for the level, for tilts from those that are determined best."""
-    loose = np.array([0.0, *[(_LOOSE * sigma) ** -2] * (q - 1)])
+    loose = np.array([0.0, *[(LOOSE * sigma) ** -2] * (q - 1)])
     if q == 1:
         return loose
     system, found = equations.solve(np.ones(len(equations.first)), loose)
-    return loose * (_LOOSE * sigma / _plausible_tilt(system, found, ~equations.held, sigma)) ** 2
+    return loose * (LOOSE * sigma / plausible_tilt(system, found, ~equations.held, sigma)) ** 2
 
 
 def _closing(pulls: np.ndarray) -> np.ndarray:
     """Trust in pairs: less for those that disagree with the rest of the graph."""
     limit = _TRUSTED * max(1.0, float(np.median(pulls)) / 0.6745)
     return np.minimum(1, limit / np.maximum(pulls, limit)) ** 2
-
-
-def _plausible_tilt(system: NormalSystem, found: np.ndarray, free: np.ndarray, sigma: float) -> float:
-    """Three times the rms of the tilts that are determined best: at least the noise of a cell."""
-    variances = _tilt_variances(system, system.normal).max(axis=1)
-    known = free & np.isfinite(variances)
-    best = known & (variances <= np.median(variances[known])) if known.any() else known
-    tilts = found[best, 1:]
-    return float(np.clip(_TILTS * np.sqrt(np.mean(tilts**2)), sigma, _LOOSE * sigma)) if tilts.size else sigma
-
-
-def _tilt_variances(system: NormalSystem, spread: sparse.csr_array) -> np.ndarray:
-    """Variances of the tilts of each unit, NaN for units without pairs."""
-    n, p = system.n, system.p
-    variances = np.full((n, p - 1), np.nan)
-    for some in system.blocks() if p > 1 else ():
-        blocks = diagonal_blocks(system.respond(unit_columns(some, n, p)), spread, p)
-        variances[some] = np.einsum("naa->na", blocks)[:, 1:]
-    return variances
 
 
 def _tied(unit: np.ndarray, p: int, q: int) -> sparse.csr_array:

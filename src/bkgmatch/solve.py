@@ -104,7 +104,7 @@ class NormalSystem:
         Equations of the pairs.
     held : ndarray of bool, shape (n,), optional
         Unknowns whose coefficients are 0. A component without any has mean zero over its unknowns instead.
-    prior : ndarray, shape (p,), optional
+    prior : ndarray, shape (p,) or (n, p), optional
         Inverse variance of each coefficient about the mean of its component, for what the pairs do not determine.
 
     Attributes
@@ -133,11 +133,11 @@ class NormalSystem:
         self.component = _components(n, equations)
         self.normal, self._rhs = assemble(n, equations)
         held = np.zeros(n, dtype=bool) if held is None else held
-        prior = np.zeros(p) if prior is None else prior
+        prior = np.broadcast_to(np.zeros(p) if prior is None else prior, (n, p))
         if prior.any():
-            self.normal = (self.normal + sparse.diags_array(np.tile(prior, n))).tocsr()
+            self.normal = (self.normal + sparse.diags_array(prior.ravel())).tocsr()
         is_free = np.tile((self.component >= 0) & ~held, (p, 1)).T
-        is_free[np.ix_(self._first_of_afloat(held), prior == 0)] = False
+        is_free[np.ix_(self._first_of_afloat(held), ~prior.any(axis=0))] = False
         self._free = np.flatnonzero(is_free)
         self._factors = _factorise(self.normal[self._free][:, self._free].tocsc()) if self._free.size else None
 

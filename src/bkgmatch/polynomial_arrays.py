@@ -1,0 +1,216 @@
+"""Match arrays of any number of dimensions with polynomials: the arguments and the answer of ``wiimatch.match_lsq``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from bkgmatch.execution import run
+from bkgmatch.pairs import pair_equations
+from bkgmatch.polynomial_sums import PolynomialSums, Weights, join, sum_pairs
+from bkgmatch.polynomials import Basis, degrees
+from bkgmatch.solve import NormalSystem, assemble
+
+__all__ = ["match_polynomials"]
+
+_AT_ONCE = 1 << 16  # pixels of all images that are worked on at once
+
+
+def match_polynomials(
+    images: Sequence[Any],
+    masks: Sequence[Any] | None = None,
+    sigmas: Sequence[Any] | None = None,
+    degree: int | Sequence[int] = 0,
+    center: float | Sequence[float] | None = None,
+    image2world: Callable | None = None,
+    center_cs: Literal["image", "world"] = "image",
+    ext_return: bool = False,
+    solver: Literal["RLU", "PINV"] = "RLU",
+    *,
+    weights: Weights = "pairs",
+    cores: int = 1,
+) -> Any:
+    r"""
+    Find polynomials that, subtracted from images, make them agree in the sense of least squares.
+
+    Parameters
+    ----------
+    images : sequence of array_like
+        Images of one shape and any number of dimensions, on one grid. Pixels that are not finite are left out.
+    masks : sequence of array_like or None, optional
+        Good pixels of each image: those that are not zero. None: all.
+    sigmas : sequence of array_like or float, optional
+        Standard deviations of the pixels; pixels with others than positive ones are left out. None: all equal.
+    degree : int or sequence of int
+        Degree of the polynomial, in each coordinate.
+    center : float or sequence of float, optional
+        Origin of the coordinates; by default ``shape[i] // 2``, in image coordinates.
+    image2world : callable, optional
+        ``f(x, y, ...)`` returns the coordinates of pixels; x is the index along the last axis.
+    center_cs : {"image", "world"}
+        Coordinates in which the centre is given.
+    ext_return : bool
+        Whether to return more than the coefficients.
+    solver : {"RLU", "PINV"}
+        What happens if the overlaps do not determine all coefficients: an error, or the solution of least norm (in a
+        scaled basis).
+    weights : {"pairs", "ml"}
+        Weight of a pair of images in a pixel: ``1 / (sigma_n^2 + sigma_m^2)``; or that of maximum likelihood.
+    cores : int
+        Number of threads.
+
+    Returns
+    -------
+    coefficients : ndarray, shape (n_images, p)
+        Coefficients in C order: for three dimensions that of ``x^i y^j z^k`` is number ``(i (d_y + 1) + j) (d_z + 1) +
+        k``. Their sum over connected images is zero; images without common pixels have zeros.
+    a, b : ndarray, shape (n_images p, n_images p) and (n_images p,)
+        The linear system, in powers. Only with ``ext_return``, as all that follow.
+    coord_arrays : tuple of ndarray
+        Coordinates of the pixels, less the centre.
+    eff_center : tuple of float
+        The centre.
+    coord_system : {"image", "world"}
+        Coordinates that the centre is given in.
+
+    Raises
+    ------
+    ValueError
+        If shapes, lengths or options do not fit, or the overlaps do not determine the coefficients.
+
+    Notes
+    -----
+    Minimises ``sum_{n, m} sum_k [I_n(k) - I_m(k) - P_n(k) + P_m(k)]^2 / (sigma_n^2(k) + sigma_m^2(k))``, the objective
+    of the package wiimatch. The sums are made in Legendre polynomials of coordinates from -1 to 1: powers would lose the
+    answer to rounding for high degrees and distant centres.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bkgmatch.polynomial_arrays import match_polynomials
+    >>> z, y, x = np.indices((4, 5, 5))
+    >>> print(match_polynomials([np.zeros(x.shape), 1.0 + 0.5 * x], degree=(1, 0, 0), center=(0, 0, 0)).round(6))
+    [[-0.5  -0.25]
+     [ 0.5   0.25]]
+    """
+    if solver.upper() not in ("RLU", "PINV"):
+        raise ValueError(f"solver must be one of RLU, PINV; got {solver!r}")
+    if weights not in ("pairs", "ml"):
+        raise ValueError(f"weights must be one of pairs, ml; got {weights!r}")
+    arrays = [_array(image) for image in images]
+    shape = _shape(arrays)
+    good = _lists(masks, len(arrays), shape, "masks")
+    errors = _lists(sigmas, len(arrays), shape, "sigmas")
+    coordinates, eff_center, coord_system = _coordinates(shape, center, image2world, center_cs)
+    flat = np.reshape([c.ravel() for c in coordinates], (len(shape), -1))
+    basis = Basis.around(flat, degrees(degree, len(shape)))
+
+    def of_chunk(pixels: slice) -> PolynomialSums:
+        values, precision = _values(arrays, good, errors, pixels)
+        return sum_pairs(values, precision, basis.scaled(flat[:, pixels]), basis.degree, weights)
+
+    step = max(_AT_ONCE // len(arrays), 1)
+    sums = join(run(of_chunk, [slice(k, k + step) for k in range(0, flat.shape[1], step)], cores=cores))
+    coefficients = _solution(len(arrays), sums, basis, solver.upper()) @ basis.to_powers(np.zeros(len(shape))).T
+    if not ext_return:
+        return coefficients
+    return coefficients, *_in_powers(len(arrays), sums, basis), coordinates, eff_center, coord_system
+
+
+def _array(image: Any) -> np.ndarray:
+    """Return the array itself, or that inside a container of wiimatch."""
+    return np.asarray(image if isinstance(image, np.ndarray) or not hasattr(image, "data") else image.data)
+
+
+def _shape(arrays: Sequence[np.ndarray]) -> tuple[int, ...]:
+    if not arrays:
+        raise ValueError("there are no images to match")
+    shapes = {a.shape for a in arrays}
+    if len(shapes) > 1:
+        raise ValueError(f"all images must have the same shape, got {', '.join(map(str, sorted(shapes)))}")
+    if not arrays[0].size:
+        raise ValueError(f"the images are empty: their shape is {arrays[0].shape}")
+    return shapes.pop()
+
+
+def _lists(given: Sequence[Any] | None, n: int, shape: tuple[int, ...], name: str) -> list[np.ndarray | None]:
+    """Masks or errors of the images, None where there are none."""
+    if given is None:
+        return [None] * n
+    if len(given) != n:
+        raise ValueError(f"there are {len(given)} {name} for {n} images")
+    arrays = [None if one is None else _array(one) for one in given]
+    for k, array in enumerate(arrays):
+        if array is not None and array.shape not in ((), shape):
+            raise ValueError(f"{name}[{k}] has the shape {array.shape}, the images {shape}")
+    if name == "sigmas" and 0 < sum(a is None for a in arrays) < n:
+        raise ValueError("give sigmas for all images or for none: some are None")
+    return arrays
+
+
+def _coordinates(
+    shape: tuple[int, ...], center: float | Sequence[float] | None, image2world: Callable | None, center_cs: str
+) -> tuple[tuple[np.ndarray, ...], tuple[float, ...], str]:
+    """Coordinates of the pixels less the centre, the centre, and which coordinates they are."""
+    if center_cs not in ("image", "world"):
+        raise ValueError(f"center_cs must be one of image, world; got {center_cs!r}")
+    if center is None:
+        center, center_cs = [n // 2 for n in shape], "image"
+    origin = (
+        np.broadcast_to(np.asarray(center, dtype=float), (len(shape),)) if np.ndim(center) == 0 else np.array(center)
+    )
+    if len(origin) != len(shape):
+        raise ValueError(f"center has {len(origin)} coordinates, the images {len(shape)} dimensions")
+    pixels = np.indices(shape, dtype=float)[::-1]
+    if image2world is None:
+        if center_cs == "world":
+            raise ValueError("center_cs='world' needs image2world")
+        return _less(pixels, origin), tuple(float(c) for c in origin), "image"
+    if center_cs == "image":
+        origin = np.array([float(c) for c in image2world(*origin.tolist())])
+    world = [np.reshape(c, shape) for c in image2world(*(p.ravel() for p in pixels))]
+    return _less(world, origin), tuple(float(c) for c in origin), "world"
+
+
+def _less(coordinates: Sequence[np.ndarray], origin: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(c - o for c, o in zip(coordinates, origin, strict=True))
+
+
+def _values(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray | None],
+    sigmas: Sequence[np.ndarray | None],
+    pixels: slice,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and precisions, shape (n, pixels), both 0 where a pixel is not good."""
+    values = np.array([image.reshape(-1)[pixels] for image in images], dtype=float)
+    good = np.isfinite(values)
+    precision = np.ones(values.shape)
+    for k, (mask, sigma) in enumerate(zip(masks, sigmas, strict=True)):
+        if mask is not None:
+            good[k] &= np.broadcast_to(mask, images[k].shape).reshape(-1)[pixels] != 0
+        if sigma is not None:
+            error = sigma if sigma.ndim == 0 else sigma.reshape(-1)[pixels]
+            good[k] &= (error > 0) & np.isfinite(error)
+            precision[k] = np.where(error > 0, error, 1.0).astype(float) ** -2
+    values[~good] = precision[~good] = 0
+    return values, precision
+
+
+def _solution(n: int, sums: PolynomialSums, basis: Basis, solver: str) -> np.ndarray:
+    if not len(sums.first):
+        return np.zeros((n, basis.size))
+    equations = pair_equations(sums.first, sums.second, basis.products(sums.moments), sums.rhs)
+    if solver == "RLU":
+        return NormalSystem(n, equations).solution()
+    normal, rhs = assemble(n, equations)
+    return (np.linalg.pinv(normal.toarray(), rcond=np.finfo(float).eps ** (2 / 3), hermitian=True) @ rhs).reshape(n, -1)
+
+
+def _in_powers(n: int, sums: PolynomialSums, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
+    """Return the normal matrix and the right-hand side for coefficients of powers."""
+    normal, rhs = assemble(n, pair_equations(sums.first, sums.second, basis.products(sums.moments), sums.rhs))
+    to_basis = np.linalg.inv(basis.to_powers(np.zeros(len(basis.degree))))
+    blocks = normal.toarray().reshape(n, basis.size, n, basis.size)
+    a = np.einsum("pa,ipjq,qb->iajb", to_basis, blocks, to_basis, optimize=True)
+    return a.reshape(n * basis.size, -1), (rhs.reshape(n, -1) @ to_basis).ravel()
