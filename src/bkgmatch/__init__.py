@@ -4,20 +4,22 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-__all__ = ["LevelMatchStep", "SkyMatchStep", "__version__"]
+__all__ = ["LevelMatchStep", "MRSIMatchStep", "SkyMatchStep", "__version__", "apply_background_2d"]
 
 __version__ = version("bkgmatch")
 
-_STEPS = {
+_LAZY = {
     "LevelMatchStep": "bkgmatch.steps.level_match",
+    "MRSIMatchStep": "bkgmatch.steps.mrs_imatch",
     "SkyMatchStep": "bkgmatch.steps.skymatch",
+    "apply_background_2d": "bkgmatch.steps.polynomial_record",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a step when it is asked for: the core works without the JWST pipeline."""
-    if name in _STEPS:
-        return getattr(import_module(_STEPS[name]), name)
+    """Import what needs the JWST pipeline when it is asked for: the core works without it."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'bkgmatch' has no attribute {name!r}")
 
 

@@ -236,7 +236,7 @@ class MRSIMatchOptions:
     wavelength_cells: int = 32
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bkg_degree", degrees(self.bkg_degree, 3, "bkg_degree"))
+        degrees(self.bkg_degree, 3, "bkg_degree")
         _check_choices(self, weights=PolynomialWeights, clip=Clip)
         for name in ("sigma", "cell_size"):
             if not getattr(self, name) > 0:
@@ -245,6 +245,11 @@ class MRSIMatchOptions:
             raise ValueError(f"maxiters must not be negative, got {self.maxiters}")
         if not self.wavelength_cells > 0:
             raise ValueError(f"wavelength_cells must be positive, got {self.wavelength_cells}")
+
+    @property
+    def degree(self) -> tuple[int, ...]:
+        """Degree in RA, Dec and wavelength."""
+        return degrees(self.bkg_degree, 3)
 
 
 def _check_choices(options: object, **choices: object) -> None:

@@ -1,6 +1,6 @@
 """Match arrays of any number of dimensions with polynomials: the arguments and the answer of ``wiimatch.match_lsq``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -81,8 +81,8 @@ def match_polynomials(
     Notes
     -----
     Minimises ``sum_{n, m} sum_k [I_n(k) - I_m(k) - P_n(k) + P_m(k)]^2 / (sigma_n^2(k) + sigma_m^2(k))``, the objective
-    of the package wiimatch. The sums are made in Legendre polynomials of coordinates from -1 to 1: powers would lose the
-    answer to rounding for high degrees and distant centres.
+    of the package wiimatch. The sums are made in Legendre polynomials of coordinates from -1 to 1: powers would lose
+    the answer to rounding for high degrees and distant centres.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def match_polynomials(
 
     step = max(_AT_ONCE // len(arrays), 1)
     sums = join(run(of_chunk, [slice(k, k + step) for k in range(0, flat.shape[1], step)], cores=cores))
-    coefficients = _solution(len(arrays), sums, basis, solver.upper()) @ basis.to_powers(np.zeros(len(shape))).T
+    coefficients = _solution(len(arrays), sums, basis, solver.upper()) @ basis.to_powers([0.0] * len(shape)).T
     if not ext_return:
         return coefficients
     return coefficients, *_in_powers(len(arrays), sums, basis), coordinates, eff_center, coord_system
@@ -172,7 +172,7 @@ def _coordinates(
     return _less(world, origin), tuple(float(c) for c in origin), "world"
 
 
-def _less(coordinates: Sequence[np.ndarray], origin: np.ndarray) -> tuple[np.ndarray, ...]:
+def _less(coordinates: Iterable[np.ndarray], origin: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(c - o for c, o in zip(coordinates, origin, strict=True))
 
 
@@ -210,7 +210,7 @@ def _solution(n: int, sums: PolynomialSums, basis: Basis, solver: str) -> np.nda
 def _in_powers(n: int, sums: PolynomialSums, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
     """Return the normal matrix and the right-hand side for coefficients of powers."""
     normal, rhs = assemble(n, pair_equations(sums.first, sums.second, basis.products(sums.moments), sums.rhs))
-    to_basis = np.linalg.inv(basis.to_powers(np.zeros(len(basis.degree))))
+    to_basis = np.linalg.inv(basis.to_powers([0.0] * len(basis.degree)))
     blocks = normal.toarray().reshape(n, basis.size, n, basis.size)
     a = np.einsum("pa,ipjq,qb->iajb", to_basis, blocks, to_basis, optimize=True)
     return a.reshape(n * basis.size, -1), (rhs.reshape(n, -1) @ to_basis).ravel()

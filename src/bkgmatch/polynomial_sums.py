@@ -100,4 +100,4 @@ def join(sums: Iterable[PolynomialSums]) -> PolynomialSums:
 def low_degree(degree: tuple[int, ...]) -> np.ndarray:
     """Mask of the functions of the basis among the Legendre products of twice the degree."""
     powers = np.indices([2 * d + 1 for d in degree]).reshape(len(degree), -1)
-    return (powers <= np.reshape(degree, (-1, 1))).all(axis=0)
+    return np.all(powers <= np.reshape(degree, (-1, 1)), axis=0)

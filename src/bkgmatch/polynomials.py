@@ -1,6 +1,6 @@
 """Polynomials in several coordinates: Legendre products inside, powers about a reference point outside."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -59,7 +59,7 @@ class Basis:
 
     def evaluate(self, coefficients: np.ndarray, scaled: np.ndarray) -> np.ndarray:
         """Sum of the functions, with coefficients of shape (size,), at scaled points, shape (d, n)."""
-        return _nested(legendre.legval, coefficients.reshape(self.shape), scaled)
+        return _nested(legendre.legval, coefficients.reshape(self.shape), list(scaled))
 
     def names(self, coordinates: Sequence[str]) -> list[str]:
         """Return a name for each function, such as ``RA x wavelength``."""
@@ -145,7 +145,7 @@ def legendre_terms(scaled: np.ndarray, degree: Sequence[int]) -> np.ndarray:
     return reduce(lambda one, two: (one[:, None] * two).reshape(-1, one.shape[1]), axes)
 
 
-def evaluate(coefficients: np.ndarray, offsets: Sequence[np.ndarray]) -> np.ndarray:
+def evaluate(coefficients: np.ndarray, offsets: Iterable[np.ndarray]) -> np.ndarray:
     """
     Evaluate a polynomial.
 
@@ -153,7 +153,7 @@ def evaluate(coefficients: np.ndarray, offsets: Sequence[np.ndarray]) -> np.ndar
     ----------
     coefficients : ndarray, shape (degree_1 + 1, degree_2 + 1, ...)
         Coefficients of powers.
-    offsets : sequence of ndarray, each of shape (n,)
+    offsets : iterable of ndarray, each of shape (n,)
         Coordinates less the reference point.
 
     Returns
@@ -161,7 +161,7 @@ def evaluate(coefficients: np.ndarray, offsets: Sequence[np.ndarray]) -> np.ndar
     ndarray, shape (n,)
         Values.
     """
-    return _nested(polynomial.polyval, coefficients, offsets)
+    return _nested(polynomial.polyval, coefficients, list(offsets))
 
 
 def _nested(value: Callable, coefficients: np.ndarray, points: Sequence[np.ndarray]) -> np.ndarray:

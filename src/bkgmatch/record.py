@@ -1,17 +1,18 @@
 """Levels as tables: what is saved, shown, and read back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import Table, vstack
 from astropy.units import Unit, arcsec
 
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
-from bkgmatch.options import LevelMatchOptions, SkyMatchOptions
+from bkgmatch.options import LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
+from bkgmatch.spectra import SpectralMatch
 
 __all__ = [
     "exposure_table",
@@ -21,6 +22,8 @@ __all__ = [
     "pairs_path",
     "read_levels",
     "save_tables",
+    "spectral_pair_table",
+    "spectral_table",
 ]
 
 
@@ -181,6 +184,75 @@ def level_pair_table(match: LevelMatch, *, unit: str = "") -> Table:
     )
     table.sort(["first", "second"])
     return _with_unit(table, unit, "offset", "sigma", "rms", "residual")
+
+
+def spectral_table(
+    matches: Mapping[tuple[str, str], SpectralMatch], options: MRSIMatchOptions, *, unit: str = "", **parameters: object
+) -> Table:
+    """
+    Tabulate the exposures of spectral matches.
+
+    Parameters
+    ----------
+    matches : mapping
+        Result for each channel and band.
+    options : MRSIMatchOptions
+        Options that they were made with; they go into the metadata.
+    unit : str
+        Unit of the data.
+    **parameters
+        Other parameters to keep in the metadata.
+
+    Returns
+    -------
+    Table
+        Columns name, channel, band, component, npix (voxels that constrain the polynomial), level (its mean over
+        these), sigma, ra, dec and wavelength (reference point), coefficients (C order, powers of degrees and
+        micrometres), errors, loose (terms that a prior holds), bounded, status; sorted by channel, band and name.
+    """
+    rows = [
+        (
+            *(name, *group, match.component[i], match.npix[i], match.level[i], match.sigma[i], *match.refpoint[i]),
+            *(match.coefficients[i], match.errors[i], ", ".join(match.loose[i]), match.bounded[i], match.status[i]),
+        )
+        for group, match in matches.items()
+        for i, name in enumerate(match.names)
+    ]
+    columns = "name channel band component npix level sigma ra dec wavelength coefficients errors loose bounded status"
+    made_with = asdict(options) | {"bkg_degree": list(options.degree)} | parameters
+    table = Table(rows=rows, names=columns.split(), meta={"bkgmatch": version("bkgmatch"), "options": made_with})
+    table.sort(["channel", "band", "name"])
+    table["ra"].unit = table["dec"].unit = "deg"
+    table["wavelength"].unit = "um"
+    return _with_unit(table, unit, "level", "sigma")
+
+
+def spectral_pair_table(matches: Mapping[tuple[str, str], SpectralMatch], *, unit: str = "") -> Table:
+    """
+    Tabulate the pairs of spectral matches.
+
+    Parameters
+    ----------
+    matches : mapping
+        Result for each channel and band.
+    unit : str
+        Unit of the data.
+
+    Returns
+    -------
+    Table
+        Columns first, second, channel, band, npix, offset, sigma, residual; sorted by channel, band and names.
+    """
+    tables = []
+    for (channel, band), match in matches.items():
+        pairs = match.pairs
+        first, second, sign = _by_name(match.names, pairs.first, pairs.second)
+        values = {"offset": sign * pairs.offset, "sigma": pairs.sigma, "residual": sign * pairs.residual}
+        group = {"channel": [channel] * len(first), "band": [band] * len(first), "npix": pairs.npix}
+        tables.append(Table({"first": first.astype(str), "second": second.astype(str), **group, **values}))
+    table = vstack([t for t in tables if len(t)] or tables[:1])
+    table.sort(["channel", "band", "first", "second"])
+    return _with_unit(table, unit, "offset", "sigma", "residual")
 
 
 def _by_name(names: Sequence[str], first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

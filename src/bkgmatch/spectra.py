@@ -15,7 +15,7 @@ from bkgmatch.footprints import unit_vectors
 from bkgmatch.options import MRSIMatchOptions
 from bkgmatch.polynomials import evaluate
 from bkgmatch.solve import renumbered
-from bkgmatch.spectral_fit import PairResiduals, SpectralFit, fit_spectra, wrapped
+from bkgmatch.spectral_fit import PairResiduals, SpectralFit, VoxelWorld, fit_spectra, wrapped
 from bkgmatch.voxels import VoxelGrid, Voxels, fill, voxel_grid
 
 __all__ = ["COORDINATES", "MATCHED", "Polynomial", "SpectralMatch", "match_spectra", "match_voxels"]
@@ -172,7 +172,7 @@ def match_spectra(
 def match_voxels(
     names: Sequence[str],
     voxels: Sequence[Voxels],
-    grid: VoxelGrid,
+    grid: VoxelWorld,
     options: MRSIMatchOptions,
     *,
     cores: int = 1,
@@ -186,8 +186,8 @@ def match_voxels(
         Names.
     voxels : sequence of Voxels
         Exposures on one grid.
-    grid : VoxelGrid
-        The grid, or any object that has its ``world``.
+    grid : VoxelWorld
+        The grid: a `VoxelGrid`, or another object that has its ``world``.
     options : MRSIMatchOptions
         Options.
     cores : int
@@ -239,7 +239,7 @@ def _documented(names: Sequence[str], status: np.ndarray, fit: SpectralFit) -> S
 
 def _nothing(names: Sequence[str], options: MRSIMatchOptions, status: np.ndarray) -> SpectralMatch:
     """Match of exposures without pixels."""
-    n, degree = len(names), tuple(options.bkg_degree)
+    n, degree = len(names), options.degree
     unknown = np.full((n, int(np.prod([d + 1 for d in degree]))), np.nan)
     none, no_pairs = np.full(n, np.nan), np.zeros(0, dtype=int)
     return SpectralMatch(

@@ -15,7 +15,7 @@ from astropy.stats import sigma_clip
 from bkgmatch.execution import run
 from bkgmatch.options import MRSIMatchOptions
 from bkgmatch.pairs import pair_equations
-from bkgmatch.polynomial_sums import PolynomialSums, join, sum_pairs
+from bkgmatch.polynomial_sums import PolynomialSums, Weights, join, sum_pairs
 from bkgmatch.polynomials import Basis, legendre_terms
 from bkgmatch.priors import HELD, LOOSE, plausible_tilt
 from bkgmatch.solve import NormalSystem, diagonal_blocks, unit_columns
@@ -141,7 +141,7 @@ def fit_spectra(
     adds at that place: measured over all wavelengths, for differences that change from one wavelength to the next and
     for those that do not, as where slices sample the core of a star differently.
     """
-    samples = _Samples.of(voxels, grid, options.bkg_degree)
+    samples = _Samples.of(voxels, grid, options.degree)
     state = _converged(samples, options, cores)
     values = samples.values(state)
     sums = samples.sum(values, state.precision, samples.basis.degree, options.weights, cores)
@@ -199,7 +199,7 @@ class _Samples:
     voxel: np.ndarray  # index of the voxel
     value: np.ndarray
     variance: np.ndarray
-    count: np.ndarray  # number of pixels
+    npix: np.ndarray  # number of pixels
     offset: np.ndarray  # (3, samples)
     scaled: np.ndarray  # (3, samples): where the pixels are on average
     middle: np.ndarray  # (3, voxels), scaled
@@ -208,8 +208,8 @@ class _Samples:
     @classmethod
     def of(cls, voxels: Sequence[Voxels], grid: VoxelWorld, degree: tuple[int, ...]) -> "_Samples":
         number, voxel = np.unique(np.concatenate([v.number for v in voxels]), return_inverse=True)
-        value, variance, count = (
-            np.concatenate([getattr(v, name) for v in voxels]) for name in ("value", "variance", "count")
+        value, variance, npix = (
+            np.concatenate([getattr(v, name) for v in voxels]) for name in ("value", "variance", "npix")
         )
         offset = np.concatenate([v.offset for v in voxels], axis=1)
         points = middles(number)
@@ -225,7 +225,7 @@ class _Samples:
             voxel,
             value,
             np.maximum(variance, least),
-            count,
+            npix,
             offset,
             basis.scaled(wrapped(grid.world(points[:, voxel] + offset), ra)),
             basis.scaled(world),
@@ -282,7 +282,7 @@ class _Samples:
         return self.left(state) + self.polynomial(state.coefficients, self.middle[:, self.voxel])
 
     def sum(
-        self, values: np.ndarray, precision: np.ndarray, degree: tuple[int, ...], weights: str, cores: int
+        self, values: np.ndarray, precision: np.ndarray, degree: tuple[int, ...], weights: Weights, cores: int
     ) -> PolynomialSums:
         """Sum over the common voxels of all pairs."""
 
@@ -449,7 +449,7 @@ def _system(samples: _Samples, sums: PolynomialSums, prior: np.ndarray) -> Norma
 
 
 def _pixel_noise(samples: _Samples) -> float:
-    return float(np.sqrt(np.median(samples.variance * samples.count)))
+    return float(np.sqrt(np.median(samples.variance * samples.npix)))
 
 
 def _loose_prior(samples: _Samples) -> np.ndarray:

@@ -60,7 +60,7 @@ class Voxels(NamedTuple):
     ----------
     number : ndarray of int, shape (n,)
         Numbers of the voxels, in ascending order; see `neighbours`.
-    count : ndarray of int, shape (n,)
+    npix : ndarray of int, shape (n,)
         Number of pixels.
     value : ndarray, shape (n,)
         Mean of the pixels, without outliers.
@@ -71,7 +71,7 @@ class Voxels(NamedTuple):
     """
 
     number: np.ndarray
-    count: np.ndarray
+    npix: np.ndarray
     value: np.ndarray
     variance: np.ndarray
     offset: np.ndarray

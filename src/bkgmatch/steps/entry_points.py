@@ -16,4 +16,5 @@ def get_steps() -> list[tuple[str, str, bool]]:
     return [
         ("bkgmatch.SkyMatchStep", "bkg_skymatch", False),
         ("bkgmatch.LevelMatchStep", "level_match", False),
+        ("bkgmatch.MRSIMatchStep", "bkg_mrs_imatch", False),
     ]

@@ -15,6 +15,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 __all__ = [
     "check_inputs",
     "check_outputs",
+    "is_association",
     "number_of_cores",
     "open_inputs",
     "open_library",
@@ -168,8 +169,7 @@ def open_library(init: Any, *, in_memory: bool) -> ModelLibrary:
     """
     if isinstance(init, ModelLibrary):
         return init
-    is_association = isinstance(init, dict) or (isinstance(init, str | Path) and _is_association(init))
-    if is_association:
+    if is_association(init):
         return _open_association(init, on_disk=not in_memory)
     if not in_memory:
         log.info("in_memory=False has an effect only for associations: these inputs stay in memory")
@@ -232,7 +232,7 @@ def _input_files(init: Any) -> list[Path]:
         return _members(init, Path.cwd(), "the association")
     if not isinstance(init, str | Path):
         return []
-    if not _is_association(init):
+    if not is_association(init):
         return [Path(init).resolve()]
     if not Path(init).exists():
         raise FileNotFoundError(f"the association {init} does not exist")
@@ -253,8 +253,9 @@ def _members(association: dict, folder: Path, name: str) -> list[Path]:
     return members
 
 
-def _is_association(file: str | Path) -> bool:
-    return Path(file).suffix.lower() in _ASSOCIATIONS
+def is_association(init: Any) -> bool:
+    """Whether a step was given an association, and not exposures."""
+    return isinstance(init, dict) or (isinstance(init, str | Path) and Path(init).suffix.lower() in _ASSOCIATIONS)
 
 
 def _has_models(init: Any) -> bool:

@@ -24,7 +24,7 @@ from bkgmatch.steps.tiles import Tile, tile_of
 
 log = logging.getLogger("stpipe.bkgmatch.library")
 
-__all__ = ["LibraryExposures", "bad_dq_bits", "full_name", "stem"]
+__all__ = ["LibraryExposures", "bad_dq_bits", "full_name", "stem", "unique_names"]
 
 
 def stem(name: str) -> str:
@@ -126,9 +126,9 @@ class LibraryExposures:
         self._bad_bits = bad_dq_bits(dqbits)
         self._regions = read_regions(regions) if regions else []
         groups = {index: str(name) for name, members in library.group_indices.items() for index in members}
-        self._known = _numbered(
-            [self._with_model(i, partial(_know, group=groups[i], subtract=subtract)) for i in range(len(library))]
-        )
+        known = [self._with_model(i, partial(_know, group=groups[i], subtract=subtract)) for i in range(len(library))]
+        names = unique_names([k.name for k in known])
+        self._known = [replace(k, name=name) for k, name in zip(known, names, strict=True)]
         self._masks = find_masks(masks, files or self._files()) if masks else None
         if self._masks:
             log.info("%d of %d exposures have a user mask", sum(m is not None for m in self._masks), len(self._masks))
@@ -264,13 +264,11 @@ def _previous_level(model: JwstDataModel, name: str, *, subtract: bool) -> float
     return float(background.level) if background.subtracted else 0.0
 
 
-def _numbered(known: list[_Known]) -> list[_Known]:
-    """Models in memory may share a file name: number them."""
-    shared = Counter(k.name for k in known)
-    seen: Counter[str] = Counter()
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names, those that several models in memory share with a number."""
+    shared, seen = Counter(names), Counter[str]()
     unique = []
-    for k in known:
-        seen[k.name] += 1
-        name = k.name if shared[k.name] == 1 else f"{k.name}[{seen[k.name]}]"
-        unique.append(replace(k, name=name))
+    for name in names:
+        seen[name] += 1
+        unique.append(name if shared[name] == 1 else f"{name}[{seen[name]}]")
     return unique

@@ -14,6 +14,7 @@ from bkgmatch.images import check_copies
 from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.plane_record import undo_plane
+from bkgmatch.steps.polynomial_record import undo_polynomials
 
 __all__ = ["LevelRecord", "skip", "undo", "undo_files"]
 
@@ -70,14 +71,14 @@ def undo(model: JwstDataModel) -> bool:
     Parameters
     ----------
     model : JwstDataModel
-        Model; it is changed. The records of sky matching and of level matching are removed.
+        Model; it is changed. The records of all matching are removed.
 
     Returns
     -------
     bool
         False if no level was recorded.
     """
-    undone = [undo_plane(model), _undo_level(model)]
+    undone = [undo_polynomials(model), undo_plane(model), _undo_level(model)]
     return any(undone)
 
 
@@ -136,7 +137,9 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
 
 def _open_image(file: Path) -> JwstDataModel:
     if file.suffix != ".fits":
-        raise ValueError(f"{file} is not a FITS file; give matched exposures (*_skymatch.fits, *_levelmatch.fits)")
+        raise ValueError(
+            f"{file} is not a FITS file; give matched exposures (*_skymatch.fits, *_levelmatch.fits, *_mrsimatch.fits)"
+        )
     return read_file(file, datamodels.open)
 
 

@@ -1,0 +1,171 @@
+"""MRSIMatchStep: polynomial backgrounds in RA, Dec and wavelength for MIRI MRS."""
+
+import logging
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from jwst.datamodels import ModelLibrary
+from jwst.stpipe import Step
+
+from bkgmatch.options import MRSIMatchOptions
+from bkgmatch.record import save_tables, spectral_pair_table, spectral_table
+from bkgmatch.spectra import MATCHED, Polynomial, SpectralMatch, match_spectra, match_voxels
+from bkgmatch.spectral_story import story
+from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.cubes import cube_voxels
+from bkgmatch.steps.ifu_models import IFUModels, open_models
+from bkgmatch.steps.inputs import number_of_cores, plain_names
+from bkgmatch.steps.polynomial_record import apply_background_2d, check_background, record_polynomials
+
+__all__ = ["MRSIMatchStep", "apply_background_2d"]
+
+log = logging.getLogger("stpipe.bkgmatch.mrs_imatch")
+
+Group = tuple[str, str]
+
+
+class MRSIMatchStep(OptionalCrds, Step):
+    """Match the backgrounds of exposures of MIRI MRS with polynomials in RA, Dec and wavelength."""
+
+    class_alias = "mrs_imatch"
+
+    spec = """
+        # What is fitted:
+        bkg_degree = force_list(default=list(1)) # degree of the polynomial: one, or those in RA, Dec and wavelength
+        channel = force_list(default=None) # channels to match; all by default
+        band = force_list(default=None) # bands to match; all by default
+
+        # How exposures are compared:
+        cells = option('detector', 'cube_build', default='detector') # voxels filled with the pixels of the detector, or with jwst's cube_build
+        cell_size = float(default=1.25) # side of a voxel on the sky, in widths of a slice
+        wavelength_cells = integer(min=1, default=32) # number of voxels over the wavelengths of a channel
+        weights = option('ml', 'pairs', default='ml') # weights of the pairs: maximum likelihood, or as jwst's step had them
+        clip = option('pairs', 'image', default='pairs') # clip what does not agree with other exposures, or planes of each exposure
+        sigma = float(default=3.0) # limit of clipping, in sigma
+        maxiters = integer(min=0, default=10) # most iterations of clipping; 0: none
+        dqbits = string(default='~DO_NOT_USE+NON_SCIENCE') # "good" DQ bits
+        override_cubepar = string(default=None) # reference file for cells='cube_build'
+
+        # Results:
+        subtract = boolean(default=False) # subtract the polynomials?
+        skip = boolean(default=True) # in a pipeline, the step must be turned on
+        save_table = string(default=None) # File name for the ECSV table of polynomials; that of the pairs is *_pairs.ecsv
+        suffix = string(default='mrsimatch') # suffix of saved files
+        output_use_model = boolean(default=True) # name saved files after the exposures
+
+        # Memory and speed:
+        in_memory = boolean(default=True) # If False, an association is kept in temporary files
+        maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
+    """  # noqa: E501
+
+    reference_file_types: ClassVar[list[str]] = []
+
+    channel: list[str] | None
+    band: list[str] | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.channel, self.band = plain_names(self.channel), plain_names(self.band)
+
+    def process(self, *inputs: Any) -> Any:
+        """
+        Run the step.
+
+        Parameters
+        ----------
+        *inputs : str, Path, dict, list, ModelContainer, ModelLibrary or datamodel
+            Association, files or models; or several files.
+
+        Returns
+        -------
+        ModelContainer, ModelLibrary or datamodel
+            The models, with their polynomials recorded, and subtracted if ``subtract`` is set: one model for one, a
+            library for a library (or with ``in_memory=False``), else a container.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            If an input or an option cannot be used; the message says which and what to do.
+        """
+        options = self._options()
+        models, is_single = open_models(self, inputs)
+        with models if isinstance(models, ModelLibrary) else nullcontext():
+            known = IFUModels(models, dqbits=self.dqbits)
+            groups = self._chosen(known.groups())
+            for index in known.science:
+                known.use(index, partial(check_background, subtract=self.subtract))
+            matches = {group: self._match(known, group, members, options) for group, members in groups.items()}
+            self._tell(known, matches)
+            if self.save_table:
+                self._save_tables(known, matches, options)
+            self._record(known, groups, matches)
+        return models[0] if is_single else models
+
+    def remove_suffix(self, name: str) -> tuple[str, str | None]:
+        """Remove the suffix of an earlier step, or of an earlier run of this one, which jwst does not know."""
+        return super().remove_suffix(name.removesuffix("_mrsimatch"))
+
+    def _options(self) -> MRSIMatchOptions:
+        values = {name: getattr(self, name) for name in MRSIMatchOptions.__dataclass_fields__}
+        return MRSIMatchOptions(**values | {"bkg_degree": _degree(self.bkg_degree)})
+
+    def _chosen(self, groups: dict[Group, list[int]]) -> dict[Group, list[int]]:
+        chosen = groups
+        for place, name in enumerate(("channel", "band")):
+            wanted = [value.upper() for value in getattr(self, name) or []]
+            missing = sorted(set(wanted) - {"ALL"} - {group[place].upper() for group in groups})
+            if missing:
+                found = ", ".join(sorted({group[place] for group in groups})) or "none"
+                raise ValueError(f"{name}={', '.join(missing)} is in none of the exposures; they have {found}")
+            if wanted and "ALL" not in wanted:
+                chosen = {group: members for group, members in chosen.items() if group[place].upper() in wanted}
+        return chosen
+
+    def _match(self, known: IFUModels, group: Group, members: list[int], options: MRSIMatchOptions) -> SpectralMatch:
+        cores = number_of_cores(self.maximum_cores, len(members))
+        names = [known.names[i] for i in members]
+        if self.cells == "cube_build":
+            voxels, grid = cube_voxels(known, members, *group, self.override_cubepar)
+            return match_voxels(names, voxels, grid, options, cores=cores)
+        return match_spectra([known.exposure(i, group[0]) for i in members], options, cores=cores)
+
+    def _tell(self, known: IFUModels, matches: dict[Group, SpectralMatch]) -> None:
+        for group, match in matches.items():
+            for is_warning, line in story(match, f"channel {' '.join(group)}".rstrip(), known.unit):
+                log.log(logging.WARNING if is_warning else logging.INFO, line)
+
+    def _save_tables(self, known: IFUModels, matches: dict[Group, SpectralMatch], options: MRSIMatchOptions) -> None:
+        made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "cells")}
+        table = spectral_table(matches, options, unit=known.unit, **made_with)
+        save_tables(self.save_table, table, spectral_pair_table(matches, unit=known.unit))
+
+    def _record(self, known: IFUModels, groups: dict[Group, list[int]], matches: dict[Group, SpectralMatch]) -> None:
+        polynomials: dict[int, dict[str, Polynomial]] = {index: {} for index in range(len(known.names))}
+        matched = set()
+        for group, members in groups.items():
+            for place, index in enumerate(members):
+                match = matches[group]
+                if match.component[place] >= 0:
+                    polynomials[index][group[0]] = match.polynomial(place)
+                if match.status[place] == MATCHED:
+                    matched.add(index)
+        for index, found in polynomials.items():
+            status = "COMPLETE" if index in matched else "SKIPPED"
+            known.use(
+                index,
+                partial(record_polynomials, polynomials=found, status=status, subtract=self.subtract),
+                modify=True,
+            )
+        if not self.subtract:
+            log.info("The polynomials are recorded, not subtracted: only subtract=True changes the data and the cubes")
+
+
+def _degree(given: Any) -> int | list[int]:
+    """Degree, one or several, of numbers or texts."""
+    try:
+        numbers = [int(str(value)) for value in np.atleast_1d(given)]
+    except ValueError as error:
+        raise ValueError(f"bkg_degree must be one integer or three, got {given!r}") from error
+    return numbers[0] if len(numbers) == 1 else numbers
