@@ -45,16 +45,14 @@ from pathlib import Path
 from bkgmatch import MRSIMatchStep
 association, out, degree, channel = sys.argv[1:]
 start = time.process_time()
-library = MRSIMatchStep.call(association, bkg_degree=int(degree), channel=[channel])
+models = MRSIMatchStep.call(association, bkg_degree=int(degree), channel=[channel])
 result = {"step_cpu_seconds": time.process_time() - start, "status": {}, "polynomials": {}}
 keys = "degree", "refpoint", "coefficients"
-with library:
-    for model in library:
-        found = model.meta.background.polynomial_info
-        name = model.meta.filename
-        result["status"][name] = model.meta.cal_step.instance.get("mrs_imatch")
-        result["polynomials"][name] = {p.channel: {key: list(getattr(p, key)) for key in keys} for p in found}
-        library.shelve(model, modify=False)
+for model in models:
+    found = model.meta.background.polynomial_info
+    name = model.meta.filename
+    result["status"][name] = model.meta.cal_step.instance.get("mrs_imatch")
+    result["polynomials"][name] = {p.channel: {key: list(getattr(p, key)) for key in keys} for p in found}
 Path(out).write_text(json.dumps(result))
 """
 

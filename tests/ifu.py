@@ -6,6 +6,7 @@ import numpy as np
 from numpy.polynomial.polynomial import polyval3d
 
 from bkgmatch.exposures import SpectralExposure
+from bkgmatch.voxels import Voxels, numbers
 
 PLACE = (83.6, -41.0)
 SLICE = 0.2  # width of a slice, arcsec
@@ -71,9 +72,7 @@ def star(at, fwhm=0.5, peak=300.0):
 
 
 def exposure(name, at, value, **kwargs):
-    return SpectralExposure.from_arrays(
-        name, value, at.ra, at.dec, at.wavelength, **{"slice_width": SLICE, **kwargs}
-    )
+    return SpectralExposure.from_arrays(name, value, at.ra, at.dec, at.wavelength, **{"slice_width": SLICE, **kwargs})
 
 
 def dithers(n=4, *, shifts=DITHERS, **kwargs):
@@ -85,3 +84,30 @@ def exposures(places, values, *, variance=None, prefix="e"):
         exposure(f"{prefix}{i}", at, value, variance=None if variance is None else np.full(value.shape, variance))
         for i, (at, value) in enumerate(zip(places, values, strict=True))
     ]
+
+
+class Box:
+    """A grid that is linear in RA, Dec and wavelength, so that the coordinates of voxels are known exactly."""
+
+    ra = 83.6
+
+    def world(self, points):
+        return np.stack([(self.ra + points[0] / 3600) % 360, -41 + points[1] / 3600, 5 + points[2] / 32])
+
+
+def scaled(points):
+    return (points - np.reshape([10, 8, 6], (3, 1))) / np.reshape([12, 12, 6], (3, 1))
+
+
+def voxels(rng, box, coefficients, *, noise=0.0, variance=1.0, offset=0.0, sky=None, holes=0.1):
+    """Voxels in a box ((x0, x1), (y0, y1), (z0, z1)) with a polynomial of scaled grid coordinates."""
+    cell = np.stack([axis.ravel() for axis in np.mgrid[tuple(slice(*side) for side in box)]])
+    cell = cell[:, rng.random(cell.shape[1]) >= holes]
+    cell = cell[:, np.lexsort(cell[::-1])]
+    offsets = rng.uniform(-offset, offset, cell.shape)
+    at = cell + 0.5 + offsets
+    value = polyval3d(*scaled(at), coefficients) + noise * rng.normal(size=cell.shape[1])
+    if sky is not None:
+        value = value + sky(at)
+    n = cell.shape[1]
+    return Voxels(numbers(cell), np.full(n, 9), value, np.broadcast_to(variance, n).astype(float), offsets)

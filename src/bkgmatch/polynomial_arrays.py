@@ -1,7 +1,7 @@
 """Match arrays of any number of dimensions with polynomials: the arguments and the answer of ``wiimatch.match_lsq``."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ def match_polynomials(
     center_cs: Literal["image", "world"] = "image",
     ext_return: bool = False,
     solver: Literal["RLU", "PINV"] = "RLU",
+    default_container: Any = None,
     *,
     weights: Weights = "pairs",
     cores: int = 1,
@@ -54,6 +55,8 @@ def match_polynomials(
     solver : {"RLU", "PINV"}
         What happens if the overlaps do not determine all coefficients: an error, or the solution of least norm (in a
         scaled basis).
+    default_container : object
+        Without effect: nothing is put into temporary files.
     weights : {"pairs", "ml"}
         Weight of a pair of images in a pixel: ``1 / (sigma_n^2 + sigma_m^2)``; or that of maximum likelihood.
     cores : int
@@ -99,22 +102,68 @@ def match_polynomials(
         raise ValueError(f"weights must be one of pairs, ml; got {weights!r}")
     arrays = [_array(image) for image in images]
     shape = _shape(arrays)
-    good = _lists(masks, len(arrays), shape, "masks")
-    errors = _lists(sigmas, len(arrays), shape, "sigmas")
     coordinates, eff_center, coord_system = _coordinates(shape, center, image2world, center_cs)
     flat = np.reshape([c.ravel() for c in coordinates], (len(shape), -1))
-    basis = Basis.around(flat, degrees(degree, len(shape)))
+    pixels = _Pixels.of(
+        arrays, _lists(masks, len(arrays), shape, "masks"), _lists(sigmas, len(arrays), shape, "sigmas")
+    )
+    used = np.flatnonzero(pixels.common() & np.isfinite(flat).all(axis=0))
+    basis = Basis.around(flat[:, used] if len(used) else np.zeros((len(shape), 1)), degrees(degree, len(shape)))
 
-    def of_chunk(pixels: slice) -> PolynomialSums:
-        values, precision = _values(arrays, good, errors, pixels)
-        return sum_pairs(values, precision, basis.scaled(flat[:, pixels]), basis.degree, weights)
+    def of_chunk(some: np.ndarray) -> PolynomialSums:
+        return sum_pairs(*pixels.values(some), basis.scaled(flat[:, some]), basis.degree, weights)
 
-    step = max(_AT_ONCE // len(arrays), 1)
-    sums = join(run(of_chunk, [slice(k, k + step) for k in range(0, flat.shape[1], step)], cores=cores))
+    n_chunks = 1 + len(used) * len(arrays) // _AT_ONCE
+    sums = join(run(of_chunk, np.array_split(used, n_chunks), cores=cores))
     coefficients = _solution(len(arrays), sums, basis, solver.upper()) @ basis.to_powers([0.0] * len(shape)).T
     if not ext_return:
         return coefficients
-    return coefficients, *_in_powers(len(arrays), sums, basis), coordinates, eff_center, coord_system
+    a, b = (array / pixels.scale**2 for array in _in_powers(len(arrays), sums, basis))
+    return coefficients, a, b, coordinates, eff_center, coord_system
+
+
+class _Pixels(NamedTuple):
+    """The images, flat."""
+
+    images: list[np.ndarray]
+    masks: list[np.ndarray | None]
+    sigmas: list[np.ndarray | None]
+    scale: float  # of the errors, whose squares shall not overflow
+
+    @classmethod
+    def of(
+        cls, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None], sigmas: Sequence[np.ndarray | None]
+    ) -> "_Pixels":
+        size = images[0].size
+        flat_masks, flat_sigmas = (
+            [None if a is None else np.broadcast_to(a.ravel(), size) for a in arrays] for arrays in (masks, sigmas)
+        )
+        largest = max((np.max(s, initial=0, where=np.isfinite(s)) for s in flat_sigmas if s is not None), default=1.0)
+        scale = 2.0 ** np.floor(np.log2(largest)) if largest > 0 else 1.0  # a power of 2 rounds nothing
+        return cls([image.ravel() for image in images], flat_masks, flat_sigmas, float(scale))
+
+    def good(self, k: int, some: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Pixels of an image that may be used."""
+        mask, sigma = self.masks[k], self.sigmas[k]
+        good = np.isfinite(self.images[k][some])
+        if mask is not None:
+            good &= mask[some] != 0
+        if sigma is not None:
+            good &= (sigma[some] > 0) & np.isfinite(sigma[some])
+        return good
+
+    def common(self) -> np.ndarray:
+        """Pixels that several images have."""
+        return np.sum([self.good(k) for k in range(len(self.images))], axis=0) > 1
+
+    def values(self, some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values and precisions of some pixels, shape (n, pixels), both 0 where a pixel is not good."""
+        values, precision = np.zeros((2, len(self.images), len(some)))
+        for k, (image, sigma) in enumerate(zip(self.images, self.sigmas, strict=True)):
+            good = self.good(k, some)
+            values[k][good] = image[some][good]
+            precision[k][good] = 1.0 if sigma is None else (sigma[some][good].astype(float) / self.scale) ** -2.0
+        return values, precision
 
 
 def _array(image: Any) -> np.ndarray:
@@ -128,7 +177,7 @@ def _shape(arrays: Sequence[np.ndarray]) -> tuple[int, ...]:
     shapes = {a.shape for a in arrays}
     if len(shapes) > 1:
         raise ValueError(f"all images must have the same shape, got {', '.join(map(str, sorted(shapes)))}")
-    if not arrays[0].size:
+    if not arrays[0].ndim or not arrays[0].size:
         raise ValueError(f"the images are empty: their shape is {arrays[0].shape}")
     return shapes.pop()
 
@@ -159,6 +208,8 @@ def _coordinates(
     origin = (
         np.broadcast_to(np.asarray(center, dtype=float), (len(shape),)) if np.ndim(center) == 0 else np.array(center)
     )
+    if not np.isfinite(origin).all():
+        raise ValueError(f"center must be finite, got {center!r}")
     if len(origin) != len(shape):
         raise ValueError(f"center has {len(origin)} coordinates, the images {len(shape)} dimensions")
     pixels = np.indices(shape, dtype=float)[::-1]
@@ -176,35 +227,17 @@ def _less(coordinates: Iterable[np.ndarray], origin: np.ndarray) -> tuple[np.nda
     return tuple(c - o for c, o in zip(coordinates, origin, strict=True))
 
 
-def _values(
-    images: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray | None],
-    sigmas: Sequence[np.ndarray | None],
-    pixels: slice,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Values and precisions, shape (n, pixels), both 0 where a pixel is not good."""
-    values = np.array([image.reshape(-1)[pixels] for image in images], dtype=float)
-    good = np.isfinite(values)
-    precision = np.ones(values.shape)
-    for k, (mask, sigma) in enumerate(zip(masks, sigmas, strict=True)):
-        if mask is not None:
-            good[k] &= np.broadcast_to(mask, images[k].shape).reshape(-1)[pixels] != 0
-        if sigma is not None:
-            error = sigma if sigma.ndim == 0 else sigma.reshape(-1)[pixels]
-            good[k] &= (error > 0) & np.isfinite(error)
-            precision[k] = np.where(error > 0, error, 1.0).astype(float) ** -2
-    values[~good] = precision[~good] = 0
-    return values, precision
-
-
 def _solution(n: int, sums: PolynomialSums, basis: Basis, solver: str) -> np.ndarray:
-    if not len(sums.first):
-        return np.zeros((n, basis.size))
     equations = pair_equations(sums.first, sums.second, basis.products(sums.moments), sums.rhs)
     if solver == "RLU":
-        return NormalSystem(n, equations).solution()
+        try:
+            return NormalSystem(n, equations).solution()
+        except ValueError as error:
+            raise ValueError(f"{error}, or solver='PINV' for the solution of least norm") from error
     normal, rhs = assemble(n, equations)
-    return (np.linalg.pinv(normal.toarray(), rcond=np.finfo(float).eps ** (2 / 3), hermitian=True) @ rhs).reshape(n, -1)
+    inverse = np.linalg.pinv(normal.toarray(), rcond=np.finfo(float).eps ** (2 / 3), hermitian=True)
+    seen = np.isin(np.arange(n), [sums.first, sums.second])
+    return np.where(seen[:, None], (inverse @ rhs).reshape(n, -1), 0.0)
 
 
 def _in_powers(n: int, sums: PolynomialSums, basis: Basis) -> tuple[np.ndarray, np.ndarray]:

@@ -134,7 +134,8 @@ def degrees(degree: int | Sequence[int], dimensions: int, name: str = "degree") 
     given = np.atleast_1d(np.asarray(degree))
     if given.ndim != 1 or (np.ndim(degree) and len(given) != dimensions):
         raise ValueError(f"{name} must be one integer or {dimensions}, got {degree!r}")
-    if not np.issubdtype(given.dtype, np.number) or (given != np.floor(given)).any() or (given < 0).any():
+    is_whole = np.issubdtype(given.dtype, np.number) and np.isfinite(given).all() and (given == np.floor(given)).all()
+    if not is_whole or (given < 0).any():
         raise ValueError(f"{name} must not be negative, and whole numbers; got {degree!r}")
     return tuple(np.broadcast_to(given, dimensions).astype(int).tolist())
 

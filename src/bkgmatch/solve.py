@@ -25,6 +25,7 @@ __all__ = [
 
 _BLOCK = 128
 _LEAST_PIVOT = 1e-11  # relative to the diagonal
+_ROUNDING = 1e-14  # relative to the largest of the unknown's own: functions that are zero in all cells
 _ROBUST_LIMIT = 3.0
 _LEAST_ABSOLUTE_ITERATIONS, _ROBUST_ITERATIONS = 15, 30
 
@@ -139,7 +140,10 @@ class NormalSystem:
         is_free = np.tile((self.component >= 0) & ~held, (p, 1)).T
         is_free[np.ix_(self._first_of_afloat(held), ~prior.any(axis=0))] = False
         self._free = np.flatnonzero(is_free)
-        self._factors = _factorise(self.normal[self._free][:, self._free].tocsc()) if self._free.size else None
+        diagonal = self.normal.diagonal().reshape(n, p)
+        least = np.maximum(_LEAST_PIVOT * diagonal, _ROUNDING * diagonal.max(axis=1, keepdims=True)).ravel()
+        free = self.normal[self._free][:, self._free].tocsc()
+        self._factors = _factorise(free, least[self._free]) if self._free.size else None
 
     def _first_of_afloat(self, held: np.ndarray) -> np.ndarray:
         """First unknown of each component in which none is held; remembers the members of these."""
@@ -288,14 +292,14 @@ def assemble(n: int, equations: PairEquations) -> tuple[sparse.csr_array, np.nda
     return normal, np.bincount(unknowns.ravel(), equations.rhs.ravel(), minlength=n * p)
 
 
-def _factorise(normal: sparse.csc_array) -> SuperLU:
-    """Factors of a symmetric matrix; ValueError if a pivot is lost in rounding."""
+def _factorise(normal: sparse.csc_array, least: np.ndarray) -> SuperLU:
+    """Factors of a symmetric matrix; ValueError if a pivot is lost in rounding: not above the least."""
     message = "the overlaps do not determine all coefficients; use a function with fewer"
     try:
         factors = splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     except RuntimeError as error:
         raise ValueError(message) from error
     pivots = np.abs(factors.U.diagonal())[factors.perm_c]
-    if not (pivots > _LEAST_PIVOT * normal.diagonal()).all():
+    if not (pivots > least).all():
         raise ValueError(message)
     return factors

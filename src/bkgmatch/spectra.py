@@ -46,9 +46,10 @@ class Polynomial:
 
     def __call__(self, ra: np.ndarray, dec: np.ndarray, wavelength: np.ndarray) -> np.ndarray:
         """Values at positions in degrees and wavelengths in micrometres; differences of RA are within 180 degrees."""
-        world = wrapped(np.stack([ra, dec, wavelength]), self.refpoint[0])
-        offsets = world - np.reshape([0.0, *self.refpoint[1:]], (3,) + (1,) * (world.ndim - 1))
-        return evaluate(np.reshape(self.coefficients, [d + 1 for d in self.degree]), offsets)
+        world = np.array(np.broadcast_arrays(ra, dec, wavelength), dtype=float)
+        offsets = wrapped(world.reshape(3, -1), self.refpoint[0]) - np.array([[0.0], *np.vstack(self.refpoint[1:])])
+        values = evaluate(np.reshape(self.coefficients, [d + 1 for d in self.degree]), offsets)
+        return values.reshape(world.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class SpectralMatch:
     loose : tuple of tuple of str
         Terms of each exposure that the overlaps do not determine: a weak prior holds them.
     bounded : ndarray of bool, shape (n,)
-        Exposures whose polynomial was flattened, so that outside the voxels that constrain it it stays within 10 times
-        its range inside.
+        Exposures whose polynomial was flattened: none goes farther from its mean than 10 times the farthest that one of
+        its component goes within the voxels that constrain it.
     pairs : PairResiduals
         Measured pairs.
     """
@@ -164,7 +165,7 @@ def match_spectra(
     for members in _neighbourhoods([exposures[i] for i in order]):
         some = [exposures[order[i]] for i in members]
         grid = _common_grid(some, options)
-        voxels = run(lambda e, grid=grid: fill(e.read().finite(), grid), some, cores=cores)  # type: ignore[misc]
+        voxels = run(lambda e, grid=grid: fill(e.read(), grid), some, cores=cores)  # type: ignore[misc]
         found.append((order[members], match_voxels([e.name for e in some], voxels, grid, options, cores=cores)))
     return _joined([e.name for e in exposures], found)
 
@@ -262,7 +263,7 @@ def _nothing(names: Sequence[str], options: MRSIMatchOptions, status: np.ndarray
 def _neighbourhoods(exposures: Sequence[SpectralExposure]) -> list[np.ndarray]:
     """Return sets of exposures that are near each other; those without a known position are one more set."""
     centres = np.array([e.centre for e in exposures], dtype=float)
-    known = np.flatnonzero(np.isfinite(centres).all(axis=1))
+    known = np.flatnonzero(np.isfinite([(*e.centre, *e.wavelengths) for e in exposures]).all(axis=1))
     sets = []
     if len(known):
         tree = cKDTree(unit_vectors(*centres[known].T))
@@ -292,10 +293,7 @@ def _joined(names: Sequence[str], found: Sequence[tuple[np.ndarray, SpectralMatc
     for match in matches:
         component.append(np.where(match.component < 0, -1, match.component + shift))
         shift += int(match.component.max()) + 1
-    pairs = [
-        match.pairs._replace(first=members[match.pairs.first], second=members[match.pairs.second])
-        for members, match in found
-    ]
+    pairs = [_pairs(match.pairs, members) for members, match in found]
     arrays = {
         name: np.concatenate([getattr(match, name) for match in matches])[place]
         for name in ("refpoint", "coefficients", "errors", "level", "sigma", "npix", "bounded")
@@ -308,4 +306,16 @@ def _joined(names: Sequence[str], found: Sequence[tuple[np.ndarray, SpectralMatc
         loose=tuple(sum((match.loose for match in matches), ())[i] for i in place),
         pairs=PairResiduals(*(np.concatenate(part) for part in zip(*pairs, strict=True))),
         **arrays,
+    )
+
+
+def _pairs(pairs: PairResiduals, members: np.ndarray) -> PairResiduals:
+    """Pairs by the numbers of their exposures in the input, the lesser first."""
+    first, second = members[pairs.first], members[pairs.second]
+    sign = np.where(first < second, 1.0, -1.0)
+    return pairs._replace(
+        first=np.minimum(first, second),
+        second=np.maximum(first, second),
+        offset=sign * pairs.offset,
+        residual=sign * pairs.residual,
     )

@@ -26,10 +26,16 @@ __all__ = ["SpectralFit", "fit_spectra", "wrapped"]
 _SOFT_ITERATIONS = 6
 _SOFT_LIMIT = 3.0
 _MEDIAN_OF_SQUARES = 0.4549  # of chi squared with one degree of freedom
-_LEAST_FREEDOM = 0.1
+_ERROR_OF_MEDIAN = 2.34  # of n such values, relative, times sqrt(n)
+_LEAST_FREEDOM, _LEAST_TRUST = 1e-6, 0.1
 _LEAST_NOISE = 1e-12  # of the mean square of the values: exposures without noise differ by rounding
 _LEAST_FACTOR = 1e-6
 _FEW = 3
+_SMOOTHING = 4  # voxels of wavelength to either side
+_SURE = 4.0
+_OF_MEDIAN = np.pi / 2  # its variance over that of the mean
+_LEAST_PRIOR = 1e-9  # relative to the precision of a pair
+_WEAK = 3.0
 _BOUND, _BOUND_ITERATIONS = 10.0, 20
 
 
@@ -147,13 +153,13 @@ def fit_spectra(
     sums = samples.sum(values, state.precision, samples.basis.degree, options.weights, cores)
     if not len(sums.first):
         return _unmatched(samples)
-    prior = _prior(samples, sums)
+    prior = _prior(samples, sums, _scale(samples, state))
     coefficients, prior, bounded = _bounded(samples, sums, prior, state.trust)
     likely = (
         sums if options.weights == "ml" else samples.sum(values, state.precision, samples.basis.degree, "ml", cores)
     )
     system = _system(samples, likely, prior)
-    covariance = _covariance(system)
+    covariance = _misfit(samples, replace(state, coefficients=coefficients)) * _covariance(system)
     alone = system.component < 0
     coefficients[alone] = np.nan
     final = replace(state, coefficients=np.nan_to_num(coefficients))
@@ -217,14 +223,13 @@ class _Samples:
         ra = float(world[0, 0])
         world = wrapped(world, ra)
         basis = Basis.around(world, degree)
-        least = _LEAST_NOISE * np.mean(value**2) + np.finfo(float).tiny
         return cls(
             ra,
             basis,
             np.cumsum([0, *(len(v.number) for v in voxels)]),
             voxel,
             value,
-            np.maximum(variance, least),
+            np.maximum(variance, _least_noise(value)),
             npix,
             offset,
             basis.scaled(wrapped(grid.world(points[:, voxel] + offset), ra)),
@@ -344,7 +349,9 @@ def _solved(samples: _Samples, state: _State, options: MRSIMatchOptions, cores: 
     sums = samples.sum(samples.values(state), state.precision, samples.basis.degree, options.weights, cores)
     if not len(sums.first):
         return state
-    return replace(state, coefficients=_system(samples, sums, _loose_prior(samples)).solution())
+    return replace(
+        state, coefficients=_system(samples, sums, _loose_prior(samples, sums, _scale(samples, state))).solution()
+    )
 
 
 def _measured(samples: _Samples, state: _State) -> tuple[_State, np.ndarray]:
@@ -353,22 +360,29 @@ def _measured(samples: _Samples, state: _State) -> tuple[_State, np.ndarray]:
     sky, variance = samples.sky(left, state.precision)
     residual = np.nan_to_num(left - sky[samples.voxel])
     freedom = np.nan_to_num(1 - state.precision * variance[samples.voxel], nan=1.0)
-    known = samples.shared & (freedom > 1e-6)
+    known = samples.shared & (freedom > _LEAST_FREEDOM)
     squares = residual**2 / np.maximum(freedom, _LEAST_FREEDOM)
     rough = _roughness(samples, squares / state.factor[samples.exposure], known)
     noise = state.factor[samples.exposure] * (samples.variance + rough)
     change = _factors(samples, squares / noise, known)
-    noise *= change[samples.exposure]
-    trusted = known & (state.trust > _LEAST_FREEDOM)
+    noise = np.maximum(noise * change[samples.exposure], _least_noise(samples.value))
+    trusted = known & (state.trust > _LEAST_TRUST)
     lasting = _lasting(samples, np.sign(residual) * np.sqrt(squares), trusted, noise)
     return replace(state, noise=noise + lasting, factor=state.factor * change), np.sqrt(squares / noise)
+
+
+def _least_noise(value: np.ndarray) -> float:
+    """Variance of rounding, about: exposures without noise differ by it."""
+    return float(_LEAST_NOISE * np.mean(value**2) + np.finfo(float).tiny)
 
 
 def _roughness(samples: _Samples, squares: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Variance that the sky adds at the place of each sample: how much residuals exceed the noise there."""
     entries = np.flatnonzero(known)
     place = samples.place[entries]
-    excess = _medians(squares[entries], place) / _MEDIAN_OF_SQUARES - _medians(samples.variance[entries], place)
+    noise = _medians(samples.variance[entries], place)
+    chance = _ERROR_OF_MEDIAN / np.sqrt(np.unique(place, return_counts=True)[1])
+    excess = _medians(squares[entries], place) / _MEDIAN_OF_SQUARES - (1 + chance) * noise
     result = np.zeros(int(samples.place.max()) + 1)
     result[np.unique(place)] = np.maximum(excess, 0)
     return result[samples.place]
@@ -409,25 +423,49 @@ def _lasting(samples: _Samples, residual: np.ndarray, known: np.ndarray, noise: 
     count = total()
     enough = count > _FEW
     count = np.where(enough, count, 1)
-    excess = (total(residual[entries]) / count) ** 2 - total(noise[entries]) / count**2
     several = np.maximum(enough.sum(axis=1), 1)
+    chance = 2 * np.sqrt(2 / np.maximum(several - 1, 1))[:, None]
+    excess = (total(residual[entries]) / count) ** 2 - (1 + chance) * total(noise[entries]) / count**2
     mean = np.where(enough, excess, 0).sum(axis=1) / several
     length = np.where(enough, count, 0).sum(axis=1) / several
     return (np.maximum(mean, 0) * length)[samples.place]
 
 
 def _steeper(samples: _Samples, state: _State) -> _State:
-    """Measure the gradient of the sky, less of it where it drowns in the noise."""
+    """Measure the gradient of the sky: that of nearby wavelengths together, and what one alone surely has beyond it."""
     sky, variance = samples.sky(samples.left(state), state.precision)
+    common, noise = _gradient(samples, *_smooth(samples, sky, variance))
+    common = _significant(common, noise, 1)
+    own, noise = _gradient(samples, sky, variance)
+    return replace(state, gradient=common + _significant(own - common, noise, _SURE))
+
+
+def _significant(gradient: np.ndarray, noise: np.ndarray, limit: float) -> np.ndarray:
+    """Shrink a gradient where its square is not far above its variance."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return gradient * np.nan_to_num(np.maximum(1 - limit * noise / gradient**2, 0))
+
+
+def _gradient(samples: _Samples, sky: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Differences of neighbours per side of a voxel, shape (3, voxels), and their variance; 0 where there are none."""
     before, after = (np.append(sky, np.nan)[samples.around[:, side]] for side in (0, 1))
-    noise = np.append(variance, np.nan)[samples.around].sum(axis=1) / 4
     at_edge = np.where(np.isfinite(after), after - sky, sky - before)
     is_edge = ~np.isfinite(before + after)
-    gradient = np.nan_to_num(np.where(is_edge, at_edge, (after - before) / 2))
-    noise = np.where(is_edge, 2 * variance, noise)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        real = np.nan_to_num(np.maximum(1 - noise / gradient**2, 0))
-    return replace(state, gradient=gradient * real)
+    noise = np.append(variance, np.nan)[samples.around].sum(axis=1) / 4
+    return np.nan_to_num(np.where(is_edge, at_edge, (after - before) / 2)), np.where(is_edge, 2 * variance, noise)
+
+
+def _smooth(samples: _Samples, sky: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median over nearby wavelengths at the same place, and its variance."""
+    near = np.arange(-_SMOOTHING, _SMOOTHING + 1)
+    index = np.clip(np.arange(len(sky))[:, None] + near, 0, len(sky) - 1)
+    values = np.where(samples.number[index] == samples.number[:, None] + near, sky[index], np.nan)
+    count = np.isfinite(values).sum(axis=1)
+    middle = np.maximum(count - 1, 0) // 2
+    values = np.sort(values, axis=1)  # NaN come last
+    rows = np.arange(len(sky))
+    median = (values[rows, middle] + values[rows, np.maximum(count, 1) // 2]) / 2
+    return median, variance * _OF_MEDIAN / np.maximum(count, 1)
 
 
 def _clipped_planes(samples: _Samples, options: MRSIMatchOptions) -> np.ndarray:
@@ -448,52 +486,69 @@ def _system(samples: _Samples, sums: PolynomialSums, prior: np.ndarray) -> Norma
     return NormalSystem(samples.n, equations, prior=prior)
 
 
-def _pixel_noise(samples: _Samples) -> float:
-    return float(np.sqrt(np.median(samples.variance * samples.npix)))
+def _scale(samples: _Samples, state: _State) -> float:
+    """Least that a coefficient may plausibly be: the noise of a pixel, and a tenth of what exposures differ by."""
+    noise = np.sqrt(np.median(state.noise * samples.npix))
+    sky, _ = samples.sky(samples.value, 1 / samples.variance)
+    spread = np.abs(samples.value - sky[samples.voxel])[samples.shared]
+    return float(noise + (np.median(spread) / 10 if len(spread) else 0))
 
 
-def _loose_prior(samples: _Samples) -> np.ndarray:
-    weight = (LOOSE * _pixel_noise(samples)) ** -2
+def _loose_prior(samples: _Samples, sums: PolynomialSums, scale: float) -> np.ndarray:
+    """Inverse variances of the coefficients, none for the constant; enough to factorise the equations."""
+    weight = max((LOOSE * scale) ** -2, _LEAST_PRIOR * float(np.median(sums.moments[:, 0])))
     return np.append(0.0, np.full(samples.basis.size - 1, weight))
 
 
-def _prior(samples: _Samples, sums: PolynomialSums) -> np.ndarray:
-    """Inverse variances of the coefficients: none for the constant, for others from those determined best."""
-    prior = _loose_prior(samples)
-    if len(prior) > 1:
-        system = _system(samples, sums, prior)
-        free = np.ones(samples.n, dtype=bool)
-        prior[1:] = plausible_tilt(system, system.solution(), free, _pixel_noise(samples)) ** -2
-    return prior
+def _prior(samples: _Samples, sums: PolynomialSums, scale: float) -> np.ndarray:
+    """Inverse variances of the coefficients: ten times as wide as those that are determined best."""
+    prior = _loose_prior(samples, sums, scale)
+    if len(prior) == 1:
+        return prior
+    system = _system(samples, sums, prior)
+    plausible = _WEAK * plausible_tilt(system, system.solution(), np.ones(samples.n, dtype=bool), scale)
+    least = _LEAST_PRIOR * float(np.median(sums.moments[:, 0]))
+    return np.append(0.0, np.full(len(prior) - 1, max(plausible**-2, least)))
 
 
 def _bounded(
     samples: _Samples, sums: PolynomialSums, prior: np.ndarray, trust: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Solve, with stronger priors for polynomials that grow too much where nothing constrains them."""
+    """
+    Solve, with stronger priors for polynomials that grow too much where nothing constrains them.
+
+    If that is not enough, for all of the component: its mean is subtracted from each.
+    """
     priors = np.tile(prior, (samples.n, 1))
     bounded = np.zeros(samples.n, dtype=bool)
     for _ in range(_BOUND_ITERATIONS):
-        coefficients = _system(samples, sums, priors).solution()
-        excess = _growth(samples, coefficients, trust) > _BOUND
+        system = _system(samples, sums, priors)
+        coefficients = system.solution()
+        excess = _growth(samples, coefficients, trust, system.component) > _BOUND
         if not excess.any():
             break
+        stubborn = np.unique(system.component[excess & bounded])
+        excess |= np.isin(system.component, stubborn)
         bounded |= excess
         priors[excess] *= 10
     return coefficients, priors, bounded
 
 
-def _growth(samples: _Samples, coefficients: np.ndarray, trust: np.ndarray) -> np.ndarray:
-    """Return how much farther each polynomial goes from its mean anywhere than in the voxels that constrain it."""
+def _growth(samples: _Samples, coefficients: np.ndarray, trust: np.ndarray, component: np.ndarray) -> np.ndarray:
+    """
+    Return how far each polynomial goes from its mean anywhere.
+
+    In units of the farthest that one of its component goes within the voxels that constrain it.
+    """
     used = samples.shared & (trust > 0)
     polynomial = samples.polynomial(coefficients, samples.scaled)
-    growth = np.zeros(samples.n)
+    inside, anywhere = np.zeros((2, samples.n))
     for i, (start, stop) in enumerate(zip(samples.starts[:-1], samples.starts[1:], strict=True)):
-        inside, everywhere = polynomial[start:stop][used[start:stop]], polynomial[start:stop]
-        if len(inside):
-            away = np.abs(everywhere - inside.mean()).max()
-            growth[i] = away / max(np.abs(inside - inside.mean()).max(), _LEAST_FACTOR * _pixel_noise(samples))
-    return growth
+        own, constrained = polynomial[start:stop], polynomial[start:stop][used[start:stop]]
+        if len(constrained):
+            inside[i], anywhere[i] = (np.abs(some - constrained.mean()).max() for some in (constrained, own))
+    of_component = np.array([inside[component == c].max(initial=0) for c in component])
+    return np.divide(anywhere, of_component, out=np.zeros(samples.n), where=of_component > 0)
 
 
 def _covariance(system: NormalSystem) -> np.ndarray:
@@ -503,6 +558,22 @@ def _covariance(system: NormalSystem) -> np.ndarray:
             system.respond(unit_columns(some, system.n, system.p)), system.normal, system.p
         )
     return covariance
+
+
+def _misfit(samples: _Samples, state: _State) -> float:
+    """
+    Return a factor on variances, at least 1, where errors hang together.
+
+    The scatter of sums over all wavelengths of a place, over what is expected of independent samples.
+    """
+    left = samples.left(state)
+    sky, variance = samples.sky(left, state.precision)
+    known = np.flatnonzero(samples.shared & (state.precision > 0))
+    weight = state.precision[known]
+    freedom = np.maximum(1 - weight * variance[samples.voxel[known]], _LEAST_FREEDOM)
+    residual = (left - sky[samples.voxel])[known] / np.sqrt(freedom)
+    key = samples.place[known] * samples.n + samples.exposure[known]
+    return max(1.0, float(np.sum(np.bincount(key, weight * residual) ** 2) / np.sum(weight)))
 
 
 def _constraints(samples: _Samples, trust: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

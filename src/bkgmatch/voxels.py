@@ -137,6 +137,7 @@ def fill(pixels: SpectralPixels, grid: VoxelGrid) -> Voxels:
     Pixels farther from the median of their voxel than 5 standard deviations, from the quartiles, are left out: cosmic
     rays, and lines in the spectrum that are narrower than a voxel.
     """
+    pixels = pixels.finite()
     where = grid.of(pixels)
     cell = np.floor(where)
     number = numbers(cell.astype(np.int64))
@@ -145,16 +146,19 @@ def fill(pixels: SpectralPixels, grid: VoxelGrid) -> Voxels:
     starts = np.flatnonzero(np.append(True, number[1:] != number[:-1])) if len(number) else np.zeros(0, dtype=int)
     if not len(starts):
         return Voxels(number, number, value, value, np.zeros((3, 0)))
-    kept, scatter = _without_outliers(value, starts)
+    kept = _without_outliers(value, starts)
     count = np.add.reduceat(kept, starts, dtype=np.int64)
     weight = kept / np.maximum(np.repeat(count, np.diff(np.append(starts, len(number)))), 1)
 
     def mean(values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(weight * values, starts, axis=-1)
 
-    noise = mean(pixels.variance[order]) if pixels.variance is not None else np.median(scatter[count > 1])
-    dense = count >= max(_LEAST_PART * np.median(count), 1)
     level = mean(value)
+    if pixels.variance is not None:
+        noise = mean(pixels.variance[order])
+    else:
+        noise = np.full(len(starts), _typical_variance(mean(value**2) - level**2, count))
+    dense = count >= max(_LEAST_PART * np.median(count), 1)
     return Voxels(
         number[starts][dense],
         count[dense],
@@ -193,10 +197,18 @@ def middles(number: np.ndarray) -> np.ndarray:
     return np.stack([((number >> _BITS * (2 - axis)) & mask) - _HALF + 0.5 for axis in range(3)])
 
 
-def _without_outliers(value: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels to keep, sorted by voxel and value, and the robust variance of each voxel."""
+def _without_outliers(value: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Pixels to keep, of pixels sorted by voxel and value."""
     size = np.diff(np.append(starts, len(value)))
     low, median, high = (value[starts + (k * (size - 1)) // 4] for k in (1, 2, 3))
-    sigma = (high - low) / _NORMAL_QUARTILES
-    limit = np.where(size >= _FEW, _OUTLIER * sigma, np.inf)
-    return np.abs(value - np.repeat(median, size)) <= np.repeat(limit, size), sigma**2
+    limit = np.where(size >= _FEW, _OUTLIER * (high - low) / _NORMAL_QUARTILES, np.inf)
+    return np.abs(value - np.repeat(median, size)) <= np.repeat(limit, size)
+
+
+def _typical_variance(mean_square: np.ndarray, count: np.ndarray) -> float:
+    """Variance of a pixel: the median over voxels, as that of chi squared; 1 if no voxel has two pixels."""
+    several = count > 1
+    if not several.any():
+        return 1.0
+    freedom = count[several] - 1
+    return float(np.median(mean_square[several] * count[several] / freedom / (1 - 2 / (9 * freedom)) ** 3))
