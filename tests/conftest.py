@@ -2,14 +2,17 @@
 
 import gc
 import shutil
+from functools import cache
 from pathlib import Path
 
 import asdf
 import numpy as np
 import pytest
 from builders import constant_files, simulated_model, tile_wcs, write
+from mrs import ROWS
 
 from bkgmatch.simulate import simulate_mosaic
+from bkgmatch.steps.simulated_mrs import MRSScene, mrs_models, mrs_references
 
 FAR = (53.16, -26.79)  # a degree from the others
 
@@ -82,6 +85,33 @@ def pair(noisy):
 def noisy_levels(noisy_exposures):
     """True level of each."""
     return np.array([e.level for e in noisy_exposures])
+
+
+@pytest.fixture(scope="session")
+def simulate_mrs(tmp_path_factory):
+    """A function that simulates small exposures; the reference files of each band are made once."""
+
+    @cache
+    def references(detector, band):
+        return mrs_references(tmp_path_factory.mktemp("references"), detector, band, rows=ROWS)
+
+    def simulate(**scene):
+        scene = MRSScene(rows=ROWS, **scene)
+        return mrs_models(scene, references(scene.detector, scene.band))
+
+    return simulate
+
+
+@pytest.fixture(scope="session")
+def dithers(simulate_mrs):
+    """Three exposures of channels 1 and 2."""
+    return simulate_mrs(n_exposures=3)[0]
+
+
+@pytest.fixture(scope="session")
+def dither_files(dithers, tmp_path_factory):
+    """Files of them."""
+    return write(dithers, tmp_path_factory.mktemp("dithers"))
 
 
 @pytest.fixture
