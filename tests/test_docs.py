@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 
 
-@pytest.mark.parametrize("name", ["match", "skystats", "skymatch"])
+@pytest.mark.parametrize("name", ["match", "skystats", "skymatch", "spectra", "polynomial_arrays"])
 def test_examples(name):
     result = doctest.testmod(import_module(f"bkgmatch.{name}"))
     assert result.attempted > 0
