@@ -47,6 +47,8 @@ LAYERS = [
     {"match"},
     {"levels"},
     {"level_story"},
+    {"spectral_samples"},
+    {"spectral_state"},
     {"spectral_fit"},
     {"spectra"},
     {"spectral_story"},

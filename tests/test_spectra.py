@@ -478,7 +478,7 @@ def given_weights(monkeypatch):
     weak[0] = 0
     monkeypatch.setattr(spectral_fit, "_prior", lambda samples, sums, scale: weak[: samples.basis.size])
     monkeypatch.setattr(spectral_fit, "_misfit", lambda samples, state: 1.0, raising=False)
-    monkeypatch.setattr(spectral_fit, "_measured", lambda samples, state: (state, np.zeros(len(samples.value))))
+    monkeypatch.setattr(spectral_fit, "measured", lambda samples, state: (state, np.zeros(len(samples.value))))
 
 
 def dense(given, degree):

@@ -15,7 +15,8 @@ from bkgmatch.footprints import unit_vectors
 from bkgmatch.options import MRSIMatchOptions
 from bkgmatch.polynomials import evaluate
 from bkgmatch.solve import renumbered
-from bkgmatch.spectral_fit import PairResiduals, SpectralFit, VoxelWorld, fit_spectra, wrapped
+from bkgmatch.spectral_fit import PairResiduals, SpectralFit, fit_spectra
+from bkgmatch.spectral_samples import VoxelWorld, wrapped
 from bkgmatch.voxels import VoxelGrid, Voxels, fill, voxel_grid
 
 __all__ = ["COORDINATES", "MATCHED", "Polynomial", "SpectralMatch", "match_spectra", "match_voxels"]

@@ -1,0 +1,195 @@
+"""The voxels of all exposures, one exposure after the other, and their sums over pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from bkgmatch.execution import run
+from bkgmatch.polynomial_sums import PolynomialSums, Weights, join, sum_pairs
+from bkgmatch.polynomials import Basis
+from bkgmatch.voxels import Voxels, columns, middles, neighbours, patch_numbers
+
+__all__ = ["Samples", "VoxelWorld", "least_noise", "wrapped"]
+
+_LEAST_NOISE = 1e-12  # of the mean square of the values: exposures without noise differ by rounding
+
+
+class VoxelWorld(Protocol):
+    """A grid that knows where its voxels are."""
+
+    def world(self, points: np.ndarray) -> np.ndarray:
+        """Right ascension, declination and wavelength, shape (3, n), of grid coordinates, shape (3, n)."""
+
+
+def wrapped(world: np.ndarray, ra: float) -> np.ndarray:
+    """Coordinates, shape (3, n), with right ascensions relative to one, within 180 degrees."""
+    return np.concatenate([(world[:1] - ra + 180) % 360 - 180, world[1:]])
+
+
+class Patch(NamedTuple):
+    """
+    Voxels of a piece of sky that several exposures see.
+
+    Parameters
+    ----------
+    members : ndarray of int, shape (m,)
+        Exposures.
+    entry : ndarray of int, shape (k,)
+        Which samples these are.
+    row, column : ndarray of int, shape (k,)
+        Indices of their exposures in ``members``, and of their voxels in the patch.
+    scaled : ndarray, shape (3, v)
+        Middle of the voxels, in units of the basis.
+    """
+
+    members: np.ndarray
+    entry: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    scaled: np.ndarray
+
+    def dense(self, values: np.ndarray) -> np.ndarray:
+        """Values of samples as an array of shape (members, voxels), 0 where there is none."""
+        result = np.zeros((len(self.members), self.scaled.shape[1]))
+        result[self.row, self.column] = values[self.entry]
+        return result
+
+
+@dataclass(frozen=True)
+class Samples:
+    """
+    The voxels of all exposures.
+
+    Parameters
+    ----------
+    ra : float
+        Right ascension that the basis is relative to, in degrees.
+    basis : Basis
+        Functions.
+    starts : ndarray of int, shape (n + 1,)
+        Where the samples of each exposure start.
+    voxel : ndarray of int, shape (n_samples,)
+        Index of the voxel of each sample.
+    value, variance : ndarray, shape (n_samples,)
+        Mean of the pixels, and its variance by their noise.
+    npix : ndarray of int, shape (n_samples,)
+        Number of pixels.
+    offset : ndarray, shape (3, n_samples)
+        Where the pixels are on average: from the middle of the voxel, in units of its sides.
+    scaled : ndarray, shape (3, n_samples)
+        The same in units of the basis.
+    middle : ndarray, shape (3, n_voxels)
+        Middle of the voxels, in units of the basis.
+    number : ndarray of int, shape (n_voxels,)
+        Numbers of the voxels.
+    """
+
+    ra: float
+    basis: Basis
+    starts: np.ndarray
+    voxel: np.ndarray
+    value: np.ndarray
+    variance: np.ndarray
+    npix: np.ndarray
+    offset: np.ndarray
+    scaled: np.ndarray
+    middle: np.ndarray
+    number: np.ndarray
+
+    @classmethod
+    def of(cls, voxels: Sequence[Voxels], grid: VoxelWorld, degree: tuple[int, ...]) -> "Samples":
+        """Put the voxels of exposures together, and make the basis on the box that holds them."""
+        number, voxel = np.unique(np.concatenate([v.number for v in voxels]), return_inverse=True)
+        value, variance, npix = (
+            np.concatenate([getattr(v, name) for v in voxels]) for name in ("value", "variance", "npix")
+        )
+        offset = np.concatenate([v.offset for v in voxels], axis=1)
+        points = middles(number)
+        world = grid.world(points)
+        ra = float(world[0, 0])
+        world = wrapped(world, ra)
+        basis = Basis.around(world, degree)
+        return cls(
+            ra,
+            basis,
+            np.cumsum([0, *(len(v.number) for v in voxels)]),
+            voxel,
+            value,
+            np.maximum(variance, least_noise(value)),
+            npix,
+            offset,
+            basis.scaled(wrapped(grid.world(points[:, voxel] + offset), ra)),
+            basis.scaled(world),
+            number,
+        )
+
+    @property
+    def n(self) -> int:
+        """Number of exposures."""
+        return len(self.starts) - 1
+
+    @cached_property
+    def exposure(self) -> np.ndarray:
+        """Exposure of each sample."""
+        return np.repeat(np.arange(self.n), np.diff(self.starts))
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """Index of the place on the sky of each sample."""
+        return np.unique(columns(self.number), return_inverse=True)[1][self.voxel]
+
+    @cached_property
+    def shared(self) -> np.ndarray:
+        """Whether several exposures see the voxel of each sample."""
+        return (np.bincount(self.voxel) > 1)[self.voxel]
+
+    @cached_property
+    def around(self) -> np.ndarray:
+        """Indices of the neighbours of each voxel."""
+        return neighbours(self.number)
+
+    @cached_property
+    def patches(self) -> list[Patch]:
+        """Pieces of sky that several exposures see."""
+        entries = np.flatnonzero(self.shared)
+        patch = patch_numbers(self.number)[self.voxel[entries]]
+        entries = entries[np.argsort(patch, kind="stable")]
+        patch = np.sort(patch)
+        return [self._patch(some) for some in np.split(entries, np.flatnonzero(np.diff(patch)) + 1) if len(some)]
+
+    def _patch(self, entries: np.ndarray) -> Patch:
+        members, row = np.unique(self.exposure[entries], return_inverse=True)
+        voxels, column = np.unique(self.voxel[entries], return_inverse=True)
+        return Patch(members, entries, row, column, self.middle[:, voxels])
+
+    def polynomial(self, coefficients: np.ndarray, scaled: np.ndarray) -> np.ndarray:
+        """Polynomial of the exposure of each sample, at points of shape (3, samples)."""
+        parts = np.split(scaled, self.starts[1:-1], axis=1)
+        return np.concatenate([self.basis.evaluate(c, at) for c, at in zip(coefficients, parts, strict=True)])
+
+    def sum(
+        self, values: np.ndarray, precision: np.ndarray, degree: tuple[int, ...], weights: Weights, cores: int
+    ) -> PolynomialSums:
+        """Sum over the common voxels of all pairs."""
+
+        def of_patch(patch: Patch) -> PolynomialSums:
+            sums = sum_pairs(patch.dense(values), patch.dense(precision), patch.scaled, degree, weights)
+            return sums._replace(first=patch.members[sums.first], second=patch.members[sums.second])
+
+        none = sum_pairs(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros((len(degree), 0)), degree, weights)
+        return join([none, *run(of_patch, self.patches, cores=cores)])
+
+    def sky(self, left: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weighted mean in each voxel, and its variance; NaN where there is none."""
+        total = np.bincount(self.voxel, weight, len(self.number))
+        mean = np.bincount(self.voxel, weight * left, len(self.number))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return mean / total, np.where(total > 0, 1 / total, np.nan)
+
+
+def least_noise(value: np.ndarray) -> float:
+    """Variance of rounding, about: exposures without noise differ by it."""
+    return float(_LEAST_NOISE * np.mean(value**2) + np.finfo(float).tiny)

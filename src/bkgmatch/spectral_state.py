@@ -1,0 +1,199 @@
+"""What is measured of voxels between two fits: noise, roughness and gradient of the sky, and which to trust."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from astropy.stats import sigma_clip
+
+from bkgmatch.options import MRSIMatchOptions
+from bkgmatch.spectral_samples import Samples, least_noise
+from bkgmatch.voxels import middles
+
+__all__ = ["State", "clipped_planes", "measured", "steeper"]
+
+_MEDIAN_OF_SQUARES = 0.4549  # of chi squared with one degree of freedom
+_ERROR_OF_MEDIAN = 2.34  # of n such values, relative, times sqrt(n)
+_LEAST_FREEDOM, _LEAST_TRUST = 1e-6, 0.1
+_LEAST_FACTOR = 1e-6
+_FEW = 3
+_SMOOTHING = 4  # voxels of wavelength to either side
+_SURE = 4.0
+_OF_MEDIAN = np.pi / 2  # its variance over that of the mean
+
+
+@dataclass(frozen=True)
+class State:
+    """
+    What is known of the exposures and of the sky, at one stage of the iteration.
+
+    Parameters
+    ----------
+    coefficients : ndarray, shape (n, p)
+        Polynomials.
+    gradient : ndarray, shape (3, n_voxels)
+        Gradient of the sky, per side of a voxel.
+    trust : ndarray, shape (n_samples,)
+        Factor on the weight of each sample.
+    noise : ndarray, shape (n_samples,)
+        Variance of each sample.
+    factor : ndarray, shape (n,)
+        Factor on the variances of each exposure.
+    """
+
+    coefficients: np.ndarray
+    gradient: np.ndarray
+    trust: np.ndarray
+    noise: np.ndarray
+    factor: np.ndarray
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Weight of each sample."""
+        return self.trust / self.noise
+
+    def left(self, samples: Samples) -> np.ndarray:
+        """Subtract the polynomials and the gradient of the sky from the values of samples."""
+        gradient = np.einsum("ae,ae->e", self.gradient[:, samples.voxel], samples.offset)
+        return samples.value - gradient - samples.polynomial(self.coefficients, samples.scaled)
+
+    def values(self, samples: Samples) -> np.ndarray:
+        """Carry the values of samples from where the pixels are to the middle of the voxels."""
+        return self.left(samples) + samples.polynomial(self.coefficients, samples.middle[:, samples.voxel])
+
+
+def measured(samples: Samples, state: State) -> tuple[State, np.ndarray]:
+    """
+    Measure the noise.
+
+    Parameters
+    ----------
+    samples : Samples
+        Voxels of all exposures.
+    state : State
+        What is known.
+
+    Returns
+    -------
+    State
+        With the noise as measured.
+    ndarray, shape (n_samples,)
+        What is left of each sample, in standard deviations.
+    """
+    left = state.left(samples)
+    sky, variance = samples.sky(left, state.precision)
+    residual = np.nan_to_num(left - sky[samples.voxel])
+    freedom = np.nan_to_num(1 - state.precision * variance[samples.voxel], nan=1.0)
+    known = samples.shared & (freedom > _LEAST_FREEDOM)
+    squares = residual**2 / np.maximum(freedom, _LEAST_FREEDOM)
+    rough = _roughness(samples, squares / state.factor[samples.exposure], known)
+    noise = state.factor[samples.exposure] * (samples.variance + rough)
+    change = _factors(samples, squares / noise, known)
+    noise = np.maximum(noise * change[samples.exposure], least_noise(samples.value))
+    trusted = known & (state.trust > _LEAST_TRUST)
+    lasting = _lasting(samples, np.sign(residual) * np.sqrt(squares), trusted, noise)
+    return replace(state, noise=noise + lasting, factor=state.factor * change), np.sqrt(squares / noise)
+
+
+def _roughness(samples: Samples, squares: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Variance that the sky adds at the place of each sample: how much residuals exceed the noise there."""
+    entries = np.flatnonzero(known)
+    place = samples.place[entries]
+    noise = _medians(samples.variance[entries], place)
+    chance = _ERROR_OF_MEDIAN / np.sqrt(np.unique(place, return_counts=True)[1])
+    excess = _medians(squares[entries], place) / _MEDIAN_OF_SQUARES - (1 + chance) * noise
+    result = np.zeros(int(samples.place.max()) + 1)
+    result[np.unique(place)] = np.maximum(excess, 0)
+    return result[samples.place]
+
+
+def _factors(samples: Samples, squares: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return what the variances of each exposure are to be multiplied by."""
+    result = np.ones(samples.n)
+    entries = np.flatnonzero(known)
+    exposures = samples.exposure[entries]
+    result[np.unique(exposures)] = _medians(squares[entries], exposures) / _MEDIAN_OF_SQUARES
+    return np.maximum(result, _LEAST_FACTOR)
+
+
+def _medians(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Median of the values of each group, in ascending order of the groups."""
+    order = np.lexsort((values, group))
+    _, starts, sizes = np.unique(group, return_index=True, return_counts=True)
+    starts = np.cumsum(sizes) - sizes
+    return values[order][starts + sizes // 2]
+
+
+def _lasting(samples: Samples, residual: np.ndarray, known: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """
+    Variance to add to each sample so that all wavelengths of a place together have the error that they share.
+
+    It is the square of what is left of an exposure's mean over wavelength, beyond what the noise explains, times the
+    number of wavelengths.
+    """
+    entries = np.flatnonzero(known)
+    place, exposure = samples.place[entries], samples.exposure[entries]
+    n_places = int(samples.place.max()) + 1
+    key = place * samples.n + exposure
+
+    def total(values: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(key, values, n_places * samples.n).reshape(n_places, samples.n)
+
+    count = total()
+    enough = count > _FEW
+    count = np.where(enough, count, 1)
+    several = np.maximum(enough.sum(axis=1), 1)
+    chance = 2 * np.sqrt(2 / np.maximum(several - 1, 1))[:, None]
+    excess = (total(residual[entries]) / count) ** 2 - (1 + chance) * total(noise[entries]) / count**2
+    mean = np.where(enough, excess, 0).sum(axis=1) / several
+    length = np.where(enough, count, 0).sum(axis=1) / several
+    return (np.maximum(mean, 0) * length)[samples.place]
+
+
+def steeper(samples: Samples, state: State) -> State:
+    """Measure the gradient of the sky: that of nearby wavelengths together, and what one alone surely has beyond it."""
+    sky, variance = samples.sky(state.left(samples), state.precision)
+    common, noise = _gradient(samples, *_smooth(samples, sky, variance))
+    common = _significant(common, noise, 1)
+    own, noise = _gradient(samples, sky, variance)
+    return replace(state, gradient=common + _significant(own - common, noise, _SURE))
+
+
+def _significant(gradient: np.ndarray, noise: np.ndarray, limit: float) -> np.ndarray:
+    """Shrink a gradient where its square is not far above its variance."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return gradient * np.nan_to_num(np.maximum(1 - limit * noise / gradient**2, 0))
+
+
+def _gradient(samples: Samples, sky: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Differences of neighbours per side of a voxel, shape (3, voxels), and their variance; 0 where there are none."""
+    before, after = (np.append(sky, np.nan)[samples.around[:, side]] for side in (0, 1))
+    at_edge = np.where(np.isfinite(after), after - sky, sky - before)
+    is_edge = ~np.isfinite(before + after)
+    noise = np.append(variance, np.nan)[samples.around].sum(axis=1) / 4
+    return np.nan_to_num(np.where(is_edge, at_edge, (after - before) / 2)), np.where(is_edge, 2 * variance, noise)
+
+
+def _smooth(samples: Samples, sky: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median over nearby wavelengths at the same place, and its variance."""
+    near = np.arange(-_SMOOTHING, _SMOOTHING + 1)
+    index = np.clip(np.arange(len(sky))[:, None] + near, 0, len(sky) - 1)
+    values = np.where(samples.number[index] == samples.number[:, None] + near, sky[index], np.nan)
+    count = np.isfinite(values).sum(axis=1)
+    middle = np.maximum(count - 1, 0) // 2
+    values = np.sort(values, axis=1)  # NaN come last
+    rows = np.arange(len(sky))
+    median = (values[rows, middle] + values[rows, np.maximum(count, 1) // 2]) / 2
+    return median, variance * _OF_MEDIAN / np.maximum(count, 1)
+
+
+def clipped_planes(samples: Samples, options: MRSIMatchOptions) -> np.ndarray:
+    """Return 1 for samples within the limits of their plane of wavelength in their exposure, 0 for others."""
+    kept = np.ones(len(samples.value))
+    plane = middles(samples.number)[2][samples.voxel]
+    order = np.lexsort((plane, samples.exposure))
+    key = np.stack([samples.exposure, plane])[:, order]
+    ends = np.flatnonzero((key[:, 1:] != key[:, :-1]).any(axis=0)) + 1
+    for some in np.split(order, ends) if options.maxiters else ():
+        clipped = sigma_clip(samples.value[some], sigma=options.sigma, maxiters=options.maxiters)
+        kept[some[np.ma.getmaskarray(clipped)]] = 0
+    return kept
