@@ -21,7 +21,8 @@ from bkgmatch.voxels import VoxelGrid, Voxels, fill, voxel_grid
 
 __all__ = ["COORDINATES", "MATCHED", "Polynomial", "SpectralMatch", "match_spectra", "match_voxels"]
 
-MATCHED, NO_OVERLAP, NO_PIXELS = "matched", "no overlap", "no good pixels"
+MATCHED = "matched"
+NO_OVERLAP, NO_PIXELS, CLIPPED = "no overlap", "no good pixels", "all voxels clipped"
 COORDINATES = ("RA", "Dec", "wavelength")
 _NEAR = np.deg2rad(0.5)
 
@@ -78,7 +79,7 @@ class SpectralMatch:
     npix : ndarray of int, shape (n,)
         Number of these voxels.
     status : tuple of str
-        ``matched``, ``no overlap`` or ``no good pixels``.
+        ``matched``, ``no overlap``, ``no good pixels`` or ``all voxels clipped``.
     loose : tuple of tuple of str
         Terms of each exposure that the overlaps do not determine: a weak prior holds them.
     bounded : ndarray of bool, shape (n,)
@@ -201,11 +202,12 @@ def match_voxels(
         The backgrounds.
     """
     has_pixels = np.array([len(v.number) > 0 for v in voxels])
-    status = np.where(has_pixels, NO_OVERLAP, NO_PIXELS)
+    status = np.where(has_pixels, NO_OVERLAP, NO_PIXELS).astype(object)
     if not has_pixels.any():
         return _nothing(names, options, status)
     with threadpool_limits(1, "blas"):  # small matrices in many threads are slower, not faster
         fit = fit_spectra(voxels, grid, options, cores=cores)
+    status[fit.overlaps] = CLIPPED
     status[fit.component >= 0] = MATCHED
     return _documented(names, status, fit)
 
@@ -213,7 +215,8 @@ def match_voxels(
 def _documented(names: Sequence[str], status: np.ndarray, fit: SpectralFit) -> SpectralMatch:
     """Express a fit in powers about a reference point; lone exposures have the polynomial zero."""
     to_powers = fit.basis.to_powers(fit.basis.centre)
-    alone, matched = status == NO_OVERLAP, status == MATCHED
+    matched = status == MATCHED
+    alone = ~matched & (status != NO_PIXELS)
     coefficients = np.where(alone[:, None], 0.0, fit.coefficients @ to_powers.T)
     errors = np.where(alone[:, None], 0.0, np.sqrt(np.einsum("pa,nab,pb->np", to_powers, fit.covariance, to_powers)))
     component = fit.component.copy()

@@ -81,6 +81,8 @@ class SpectralFit:
         Mean of the functions over the voxels that constrain each exposure.
     npix : ndarray of int, shape (n,)
         Number of these voxels.
+    overlaps : ndarray of bool, shape (n,)
+        Exposures that have voxels in common with others, clipped or not.
     pairs : PairResiduals
         What the pairs differ by.
     """
@@ -94,6 +96,7 @@ class SpectralFit:
     bounded: np.ndarray
     mean_terms: np.ndarray
     npix: np.ndarray
+    overlaps: np.ndarray
     pairs: PairResiduals
 
 
@@ -154,6 +157,7 @@ def fit_spectra(
         bounded,
         mean_terms,
         npix,
+        _overlaps(samples),
         _residuals(samples, values, final.left(samples), state.precision, cores),
     )
 
@@ -298,6 +302,10 @@ def _constraints(samples: Samples, trust: np.ndarray) -> tuple[np.ndarray, np.nd
     return mean, npix
 
 
+def _overlaps(samples: Samples) -> np.ndarray:
+    return np.bincount(samples.exposure, samples.shared, samples.n) > 0
+
+
 def _residuals(
     samples: Samples, values: np.ndarray, left: np.ndarray, precision: np.ndarray, cores: int
 ) -> PairResiduals:
@@ -327,5 +335,6 @@ def _unmatched(samples: Samples) -> SpectralFit:
         np.zeros(n, dtype=bool),
         np.full((n, p), np.nan),
         np.zeros(n, dtype=int),
+        _overlaps(samples),
         PairResiduals(none, none, none, *np.zeros((3, 0))),
     )
