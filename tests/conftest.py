@@ -105,7 +105,9 @@ def simulate_mrs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def dithers(simulate_mrs):
     """Three exposures of channels 1 and 2."""
-    return simulate_mrs(n_exposures=3)[0]
+    models = simulate_mrs(n_exposures=3)[0]
+    gc.freeze()  # as above: these are large
+    return models
 
 
 @pytest.fixture(scope="session")

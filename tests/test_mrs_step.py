@@ -184,17 +184,17 @@ def asn_dict(files):
 
 KINDS = {
     "association": association,
-    "association as text": lambda files: str(association(files)),
     "association as dict": asn_dict,
     "list of paths": list,
     "list of models": opened,
     "container": lambda files: ModelContainer(opened(files)),
     "library in memory": lambda files: ModelLibrary(association(files)),
-    "library of models": lambda files: ModelLibrary(opened(files)),
     "another order": lambda files: files[::-1],
-    "two threads": opened,
 }
-ON_DISK = {
+SLOW = {
+    "association as text": lambda files: str(association(files)),
+    "library of models": lambda files: ModelLibrary(opened(files)),
+    "two threads": opened,
     "library on disk": lambda files: ModelLibrary(association(files), on_disk=True),
     "in_memory=False": association,
 }
@@ -222,11 +222,11 @@ def of_pair(pair):
     return coefficients(done), [model.data for model in done]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ON_DISK)])
+@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
 @pytest.mark.usefixtures("_tidy")
 def test_each_kind_of_input_gives_the_same(pair, of_pair, kind):
     before = digest(pair)
-    given = (KINDS | ON_DISK)[kind](pair)
+    given = (KINDS | SLOW)[kind](pair)
     own = list(given) if kind in ("list of models", "container", "two threads") else []
     contents = [(m.data.copy(), m.err.copy(), m.dq.copy(), m.to_flat_dict(include_arrays=False)) for m in own]
     result = MRSIMatchStep.call(given, channel="1", subtract=True, **KIND_OPTIONS.get(kind, {}))
@@ -234,7 +234,7 @@ def test_each_kind_of_input_gives_the_same(pair, of_pair, kind):
     assert isinstance(result, ModelLibrary if is_library else ModelContainer)
     assert (result is given) == kind.startswith("library")
     if is_library:
-        assert result.on_disk == (kind in ON_DISK)
+        assert result.on_disk == (kind in ("library on disk", "in_memory=False"))
     if kind.startswith("association"):
         assert result.asn_table["asn_id"] == "a3001"
     models = each(result)
@@ -675,6 +675,7 @@ def test_models_may_share_a_name(dithers):
     assert list(table()["name"]) == [f"same_cal.fits[{n}]" for n in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_a_source_that_only_some_see_well(simulate_mrs):
     """A bright star and lines that wave over the sky do not tilt the backgrounds by more than 0.1."""
     scene = {"n_exposures": 3, "extended": (300.0, 0.8), "gradient": 3.0, "lines": ((5.05, 150.0), (5.34, 300.0))}

@@ -19,6 +19,12 @@ WELL_CONDITIONED = 1e9
 AGREEMENT = 1e-6  # of the rms of the polynomials
 
 
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path, monkeypatch):
+    """wiimatch leaves temporary files in the current directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 # Scenes
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
 from stdatamodels.jwst import datamodels
-from stdatamodels.jwst.datamodels import JwstDataModel
+from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
 from bkgmatch.exposures import SpectralExposure, SpectralPixels
 from bkgmatch.steps.inputs import check_inputs, check_outputs, is_association, open_library, read_file, unreadable
@@ -64,13 +64,14 @@ def open_models(step: Step, inputs: Sequence[Any]) -> tuple[Models, bool]:
     if is_set:
         return _open_association(given), False
     given = step.prepare_output(given, open_models=False)
-    if isinstance(given, ModelContainer):
-        return given, False
-    members = [given] if is_single else list(given or [])
+    is_container = isinstance(given, ModelContainer)
+    members = [given] if is_single and not is_container else list(given or [])
     if not members:
         raise ValueError(
             "there are no exposures to match; give an association or files, such as *_mirifushort_cal.fits"
         )
+    if is_container:
+        return given, False
     opened = [m if isinstance(m, JwstDataModel) else read_file(m, datamodels.open) for m in members]
     return ModelContainer(opened), is_single
 
@@ -79,6 +80,9 @@ def _open_association(given: Any) -> ModelContainer:
     try:
         return ModelContainer(given)
     except Exception as error:  # astropy, asdf and the models raise many kinds
+        for file in check_inputs(given):
+            read_file(file, read_metadata)
+            read_file(file, datamodels.open).close()
         raise ValueError(unreadable(given, error)) from error
 
 
@@ -112,6 +116,7 @@ class _Known:
     detector: str
     unit: str
     is_science: bool
+    extents: dict[str, tuple[tuple[float, float], tuple[float, float]]]
 
 
 class IFUModels:
@@ -124,6 +129,8 @@ class IFUModels:
         Exposures; a library must be open while it is used.
     dqbits : str or None
         DQ flags of good pixels.
+    check : callable, optional
+        ``check(model)`` is called for each science exposure, and raises an error if it must not be matched.
 
     Raises
     ------
@@ -131,12 +138,14 @@ class IFUModels:
         If a model cannot be matched, with its name.
     """
 
-    def __init__(self, models: Models, *, dqbits: str | None) -> None:
+    def __init__(
+        self, models: Models, *, dqbits: str | None, check: Callable[[JwstDataModel], None] | None = None
+    ) -> None:
         self._models = models
         self._lock = threading.Lock()
         self._bad_bits = bad_dq_bits(dqbits)
         background = self._backgrounds()
-        known = [self.use(i, partial(_know, is_science=i not in background)) for i in range(len(models))]
+        known = [self.use(i, partial(_know, is_science=i not in background, check=check)) for i in range(len(models))]
         names = unique_names([k.name for k in known])
         self._known = [replace(k, name=name) for k, name in zip(known, names, strict=True)]
 
@@ -171,6 +180,8 @@ class IFUModels:
             If a channel occurs in several combinations of channels, or on several detectors.
         """
         groups: dict[tuple[str, str], list[int]] = {}
+        if not self.science:
+            raise ValueError("there are no science exposures to match: all members are of another exptype")
         for index in self.science:
             for channel in self._known[index].channels:
                 groups.setdefault((channel, self._known[index].band), []).append(index)
@@ -190,8 +201,8 @@ class IFUModels:
     def exposure(self, index: int, channel: str) -> SpectralExposure:
         """One channel of an exposure, for the core."""
         known = self._known[index]
-        middle, wavelengths = self.use(index, partial(_extent, channel=channel))
-        return SpectralExposure(known.name, partial(self._read, index, channel), middle, wavelengths, _SLICES[channel])
+        centre, wavelengths = known.extents[channel]
+        return SpectralExposure(known.name, partial(self._read, index, channel), centre, wavelengths, _SLICES[channel])
 
     def use(self, index: int, function: Callable[[JwstDataModel], Any], *, modify: bool = False) -> Any:
         """Look at one model, or change it."""
@@ -215,7 +226,7 @@ class IFUModels:
             return self.use(index, partial(_pixels, channel=channel, bad_bits=self._bad_bits))
 
 
-def _know(model: JwstDataModel, *, is_science: bool) -> _Known:
+def _know(model: JwstDataModel, *, is_science: bool, check: Callable[[JwstDataModel], None] | None) -> _Known:
     name, instrument = model.meta.filename or "model", model.meta.instrument
     kind = model.meta.exposure.type
     if kind not in (None, "MIR_MRS"):
@@ -235,12 +246,20 @@ def _know(model: JwstDataModel, *, is_science: bool) -> _Known:
         values = getattr(model, array, None)
         if values is not None and values.shape != data.shape:
             raise ValueError(f"{name}: {array.upper()} has shape {values.shape}, SCI has {data.shape}")
+    if is_science and check:
+        check(model)
     return _Known(
-        name, channels, instrument.band or "", instrument.detector or detector, model.meta.bunit_data or "", is_science
+        name=name,
+        channels=channels,
+        band=instrument.band or "",
+        detector=instrument.detector or detector,
+        unit=model.meta.bunit_data or "",
+        is_science=is_science,
+        extents={channel: _extent(model, channel) for channel in channels} if is_science else {},
     )
 
 
-def _extent(model: JwstDataModel, *, channel: str) -> tuple[tuple[float, float], tuple[float, float]]:
+def _extent(model: JwstDataModel, channel: str) -> tuple[tuple[float, float], tuple[float, float]]:
     x, y = (axis[::_COARSE, ::2].ravel() for axis in channel_pixels(channel, model.data.shape))
     ra, dec, wavelength = world(model, x, y)
     return SpectralPixels(ra, dec, wavelength, np.zeros(ra.shape)).finite().extent()
@@ -253,4 +272,6 @@ def _pixels(model: JwstDataModel, *, channel: str, bad_bits: int) -> SpectralPix
         good &= (model.dq[y, x] & np.uint32(bad_bits)) == 0
     x, y = x[good], y[good]
     variance = None if model.err is None else np.square(model.err[y, x], dtype=np.float64)
+    if variance is not None and not np.isfinite(variance).any():
+        variance = None
     return SpectralPixels(*world(model, x, y), model.data[y, x], variance)

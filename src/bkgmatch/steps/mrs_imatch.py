@@ -92,10 +92,8 @@ class MRSIMatchStep(OptionalCrds, Step):
         options = self._options()
         models, is_single = open_models(self, inputs)
         with models if isinstance(models, ModelLibrary) else nullcontext():
-            known = IFUModels(models, dqbits=self.dqbits)
+            known = IFUModels(models, dqbits=self.dqbits, check=partial(check_background, subtract=self.subtract))
             groups = self._chosen(known.groups())
-            for index in known.science:
-                known.use(index, partial(check_background, subtract=self.subtract))
             matches = {group: self._match(known, group, members, options) for group, members in groups.items()}
             self._tell(known, matches)
             if self.save_table:
@@ -167,5 +165,5 @@ def _degree(given: Any) -> int | list[int]:
     try:
         numbers = [int(str(value)) for value in np.atleast_1d(given)]
     except ValueError as error:
-        raise ValueError(f"bkg_degree must be one integer or three, got {given!r}") from error
+        raise ValueError(f"bkg_degree must be one integer or 3, got {given!r}") from error
     return numbers[0] if len(numbers) == 1 else numbers
