@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     level.set_defaults(run=_level)
 
     undo = commands.add_parser("undo", help="add subtracted levels back")
-    undo.add_argument("files", nargs="+", type=Path, help="matched exposures (*_skymatch.fits, *_levelmatch.fits)")
+    undo.add_argument(
+        "files", nargs="+", type=Path, help="matched exposures (*_skymatch.fits, *_levelmatch.fits, *_mrsimatch.fits)"
+    )
     undo.add_argument("--out", type=Path, default=Path("undone"), help="folder to write [%(default)s]")
     undo.set_defaults(run=_undo)
     return parser

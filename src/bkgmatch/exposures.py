@@ -245,8 +245,10 @@ class SpectralExposure:
         Raises
         ------
         ValueError
-            If shapes differ.
+            If shapes differ, or the width is not positive.
         """
+        if not slice_width > 0:
+            raise ValueError(f"{name}: slice_width must be positive, got {slice_width}")
         given = {"ra": ra, "dec": dec, "wavelength": wavelength, "good": good, "variance": variance}
         arrays = {key: np.asarray(array) for key, array in given.items() if array is not None}
         values = np.asarray(data)

@@ -136,7 +136,7 @@ def degrees(degree: int | Sequence[int], dimensions: int, name: str = "degree") 
         raise ValueError(f"{name} must be one integer or {dimensions}, got {degree!r}")
     is_whole = np.issubdtype(given.dtype, np.number) and np.isfinite(given).all() and (given == np.floor(given)).all()
     if not is_whole or (given < 0).any():
-        raise ValueError(f"{name} must not be negative, and whole numbers; got {degree!r}")
+        raise ValueError(f"{name} must be whole numbers of 0 or more, got {degree!r}")
     return tuple(np.broadcast_to(given, dimensions).astype(int).tolist())
 
 

@@ -320,6 +320,8 @@ def read_levels(path: str | Path) -> tuple[dict[str, tuple[float, float]], str]:
             raise ValueError("it is a table of pairs; give that of the exposures, without _pairs")
         if "slope_east" in table.colnames:
             raise ValueError("it is a table of LevelMatchStep; only those of SkyMatchStep can be applied again")
+        if "coefficients" in table.colnames:
+            raise ValueError("it is a table of MRSIMatchStep; only those of SkyMatchStep can be applied again")
         skymethod = str(table.meta["options"]["skymethod"])
         rows = [(str(row["name"]), float(row["level"]), float(row["sigma"])) for row in table]
     except Exception as error:  # the reader raises many kinds

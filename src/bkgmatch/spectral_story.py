@@ -1,12 +1,14 @@
 """What the matching of spectral exposures has found, in a few lines for the log."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from bkgmatch.spectra import MATCHED, SpectralMatch
 
 __all__ = ["story"]
+
+_NAMED = 4
 
 
 def story(match: SpectralMatch, title: str, unit: str) -> Iterator[tuple[bool, str]]:
@@ -31,32 +33,40 @@ def story(match: SpectralMatch, title: str, unit: str) -> Iterator[tuple[bool, s
     """
     matched = [s == MATCHED for s in match.status]
     sets = len(set(match.component[matched].tolist()))
-    yield False, f"{title}: {sum(matched)} of {len(matched)} exposures matched, {_of_pairs(match)}"
+    yield False, f"{title}: {sum(matched)} of {len(matched)} exposures matched{_of_pairs(match, unit)}"
     if sets > 1:
         yield True, f"{title}: the exposures fall into {sets} sets without overlap: each has a zero point of its own"
     for i, (name, status) in enumerate(zip(match.names, match.status, strict=True)):
-        if status != MATCHED:
-            yield True, f"{title}: {name} is left as it is: {status}"
-            continue
-        yield False, f"{title}: {name}: mean background {match.level[i]:.6g} +- {match.sigma[i]:.2g} {unit}".rstrip()
+        if status == MATCHED:
+            level = _with_error(match.level[i], match.sigma[i])
+            yield False, f"{title}: {name}: {level} {unit} from the mean of the set, on average"
+        else:
+            reason = f"{status}, it is the only exposure" if len(match.names) == 1 else status
+            yield True, f"{title}: {name} is left as it is: {reason}"
         if match.loose[i]:
             yield (
                 True,
-                (
-                    f"{title}: {name}: the overlaps do not determine {', '.join(match.loose[i])}: a weak prior holds "
-                    "what is not determined near the mean of the set"
-                ),
+                f"{title}: {name}: the overlaps do not determine {_some(match.loose[i])}: a weak prior holds that",
             )
         if match.bounded[i]:
             yield True, f"{title}: {name}: its polynomial was flattened, to keep it within bounds outside the overlaps"
 
 
-def _of_pairs(match: SpectralMatch) -> str:
+def _of_pairs(match: SpectralMatch, unit: str) -> str:
     pairs = match.pairs
-    if not len(pairs.first):
-        return "no pairs"
-    pulls = np.abs(pairs.residual) / pairs.sigma
-    return (
-        f"{len(pulls)} pairs agree to {np.sqrt(np.mean(pairs.residual**2)):.3g} rms, "
-        f"at worst {pulls.max():.1f} of their errors"
-    )
+    if len(pairs.first) < 2:  # one pair always agrees
+        return ""
+    rms, worst = np.sqrt(np.mean(pairs.residual**2)), np.max(np.abs(pairs.residual) / pairs.sigma)
+    return f"; residuals of {len(pairs.first)} pairs: {rms:.2g} {unit} rms, at most {worst:.1f} sigma"
+
+
+def _with_error(value: float, sigma: float) -> str:
+    """Value and error, with two digits of the error."""
+    digits = int(np.clip(1 - np.floor(np.log10(sigma)), 0, 12)) if sigma > 0 else 6
+    return f"{value:.{digits}f} +- {sigma:.{digits}f}" if sigma > 1e-9 else f"{value:.6g} +- {sigma:.2g}"
+
+
+def _some(terms: Sequence[str]) -> str:
+    if len(terms) <= _NAMED:
+        return ", ".join(terms)
+    return f"{', '.join(terms[:_NAMED])} and {len(terms) - _NAMED} more terms (try a lower bkg_degree)"

@@ -233,7 +233,9 @@ def _know(model: JwstDataModel, *, is_science: bool, check: Callable[[JwstDataMo
         raise ValueError(f"{name}: the exposure type is {kind}; only exposures of MIRI MRS (MIR_MRS) can be matched")
     data = getattr(model, "data", None)
     if data is None or data.ndim != 2:
-        raise ValueError(f"{name}: this is a {type(model).__name__}, not an exposure with a 2-D image of the slices")
+        raise ValueError(
+            f"{name}: the model is {type(model).__name__}, not an image of the slices; give *_cal.fits files"
+        )
     channels = instrument.channel
     if not channels or not set(channels) <= set(_HALVES):
         raise ValueError(f"{name}: the channel is {channels!r}; this is no exposure of MIRI MRS, or CHANNEL is missing")

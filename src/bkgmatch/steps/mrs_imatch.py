@@ -69,6 +69,12 @@ class MRSIMatchStep(OptionalCrds, Step):
         super().__init__(*args, **kwargs)
         self.channel, self.band = plain_names(self.channel), plain_names(self.band)
 
+    def run(self, *args: Any) -> Any:
+        """Run the step, and tell why if a pipeline skips it."""
+        if self.skip and self.parent:
+            log.info("mrs_imatch is skipped, as by default in a pipeline; as a hook write MRSIMatchStep(subtract=True)")
+        return super().run(*args)
+
     def process(self, *inputs: Any) -> Any:
         """
         Run the step.
@@ -112,7 +118,7 @@ class MRSIMatchStep(OptionalCrds, Step):
     def _chosen(self, groups: dict[Group, list[int]]) -> dict[Group, list[int]]:
         chosen = groups
         for place, name in enumerate(("channel", "band")):
-            wanted = [value.upper() for value in getattr(self, name) or []]
+            wanted = _separate(getattr(self, name), name)
             missing = sorted(set(wanted) - {"ALL"} - {group[place].upper() for group in groups})
             if missing:
                 found = ", ".join(sorted({group[place] for group in groups})) or "none"
@@ -135,7 +141,7 @@ class MRSIMatchStep(OptionalCrds, Step):
                 log.log(logging.WARNING if is_warning else logging.INFO, line)
 
     def _save_tables(self, known: IFUModels, matches: dict[Group, SpectralMatch], options: MRSIMatchOptions) -> None:
-        made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "cells")}
+        made_with = {name: getattr(self, name) for name in ("channel", "band", "subtract", "dqbits", "cells")}
         table = spectral_table(matches, options, unit=known.unit, **made_with)
         save_tables(self.save_table, table, spectral_pair_table(matches, unit=known.unit))
 
@@ -156,14 +162,26 @@ class MRSIMatchStep(OptionalCrds, Step):
                 partial(record_polynomials, polynomials=found, status=status, subtract=self.subtract),
                 modify=True,
             )
-        if not self.subtract:
-            log.info("The polynomials are recorded, not subtracted: only subtract=True changes the data and the cubes")
+        if self.subtract:
+            log.info("Polynomials are subtracted from %d of %d exposures", len(matched), len(polynomials))
+        else:
+            log.warning(
+                "Nothing is subtracted (subtract=False): the polynomials are recorded, which cube_build does not read. "
+                "Use subtract=True to match the data"
+            )
+
+
+def _separate(given: list[str] | None, name: str) -> list[str]:
+    """Channels or bands, also of texts with commas; ``12`` are two channels."""
+    values = [value.strip().upper() for text in given or [] for value in text.split(",")]
+    return [v for value in values for v in (value if name == "channel" and value.isdigit() else [value])]
 
 
 def _degree(given: Any) -> int | list[int]:
     """Degree, one or several, of numbers or texts."""
+    texts = [text for value in np.atleast_1d(given) for text in str(value).split(",")]
     try:
-        numbers = [int(str(value)) for value in np.atleast_1d(given)]
+        numbers = [int(text) for text in texts]
     except ValueError as error:
         raise ValueError(f"bkg_degree must be one integer or 3, got {given!r}") from error
     return numbers[0] if len(numbers) == 1 else numbers

@@ -31,7 +31,7 @@ def apply_background_2d(
     model : IFUImageModel
         Model with ``meta.background.polynomial_info`` and ``meta.wcs``.
     channel : str, int, iterable of these, or None
-        Channel or channels; a text is one channel. None: all that are recorded.
+        Channel or channels; a text is one channel. None: all that are recorded, if any.
     subtract : bool
         Whether to subtract, or to add back.
 
@@ -106,7 +106,8 @@ def check_background(model: JwstDataModel, *, subtract: bool) -> None:
     if background.subtracted:
         raise ValueError(
             f"{name}: 'mrs_imatch' step cannot be run on data whose background has been previously subtracted "
-            "(BKGSUB=True). Use 'bkgmatch undo' first"
+            "(BKGSUB=True): by this step, for one channel or more, or by another. Match all channels in one run; "
+            "'bkgmatch undo' takes this step's polynomials back"
         )
     if background.level is None:
         return
