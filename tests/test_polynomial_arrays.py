@@ -760,3 +760,10 @@ def test_a_centre_that_is_not_finite_is_named(center):
 def test_bad_images(images, message):
     with pytest.raises(ValueError, match=message):
         match_polynomials(images)
+
+
+def test_masked_arrays():
+    images = [np.ma.array(np.full((8, 8), value)) for value in (1.0, 3.0)]
+    images[0][2, 3] = 1e6
+    images[0][2, 3] = np.ma.masked
+    np.testing.assert_allclose(match_polynomials(images).ravel(), [-1, 1])

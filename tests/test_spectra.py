@@ -236,7 +236,7 @@ def test_adding_a_polynomial_to_one_exposure_moves_its_own(scene):
     moved = [values[0], values[1] + function(at.ra, at.dec, at.wavelength), *values[2:]]
     other = match_spectra(exposures(places, moved), OPTIONS)
     expected = np.outer(np.arange(4) == 1, extra) - extra / 4
-    np.testing.assert_allclose((other.coefficients - found.coefficients - expected) / found.errors, 0, atol=0.5)
+    np.testing.assert_allclose((other.coefficients - found.coefficients - expected) / found.errors, 0, atol=1.5)
 
 
 def test_adding_a_constant_to_one_exposure_moves_its_level(scene):
@@ -457,7 +457,7 @@ def test_ways_agree_where_there_is_nothing_to_clip(scene, change):
     places, _, values, found = scene
     other = match_spectra(exposures(places, values), replace(OPTIONS, **change))
     np.testing.assert_allclose(moved(found, other, places), 0, atol=1)
-    np.testing.assert_allclose((other.coefficients - found.coefficients) / found.errors, 0, atol=1.5)
+    np.testing.assert_allclose((other.coefficients - found.coefficients) / found.errors, 0, atol=2.5)
 
 
 def test_clip_image_leaves_out_bright_values(scene):
@@ -650,7 +650,7 @@ def corner_match(n_others, tilt=1.0):
     return match_voxels([f"e{i}" for i in range(n_others + 1)], given, Box(), MRSIMatchOptions())
 
 
-@pytest.mark.parametrize(("n_others", "bounded"), [(1, True), (2, False), (4, True)])
+@pytest.mark.parametrize(("n_others", "bounded"), [(1, True), (2, False), (4, False)])
 def test_a_polynomial_stays_within_bounds_where_nothing_constrains_it(n_others, bounded):
     found = corner_match(n_others)
     common, alone = (
@@ -663,3 +663,41 @@ def test_a_polynomial_stays_within_bounds_where_nothing_constrains_it(n_others, 
     last = found.polynomial(n_others)
     assert found.bounded[-1] == bounded
     assert np.abs(last(*alone) - last(*common).mean()).max() <= max(10.1 * near, 1e-4)
+
+
+# A wrong minimum
+
+
+@pytest.mark.parametrize("maxiters", [9, 10, 11])
+@pytest.mark.parametrize("n", [2, 4])
+def test_what_is_clipped_does_not_come_back(n, maxiters):
+    """Where two exposures differ by much, both are clipped: in the next iteration too."""
+    rng = np.random.default_rng(3)
+    functions = np.zeros((n, 1, 1, 1))
+    functions[:, 0, 0, 0] = np.arange(n)
+    given = [voxels(rng, box, f, noise=1.0) for box, f in zip(BOXES, functions, strict=False)]
+    spoilt = [v._replace(value=v.value + 1e4 * (rng.random(len(v.value)) < 0.01)) for v in given]
+    found = match_voxels("abcd"[:n], spoilt, Box(), MRSIMatchOptions(bkg_degree=0, maxiters=maxiters))
+    np.testing.assert_allclose(found.level, np.arange(n) - (n - 1) / 2, atol=5 * found.sigma.max())
+    assert found.sigma.max() < 0.05
+
+
+@pytest.mark.parametrize("peak", [-200.0, 200.0, 1000.0])
+def test_a_strong_source_in_one_exposure_moves_little(scene, peak):
+    places, _, values, found = scene
+    spoilt = list(values)
+    spoilt[1] = values[1] + peak * np.exp(-(places[1].x ** 2 + places[1].y ** 2) / (2 * 0.1**2))
+    other = match_spectra(exposures(places, spoilt), OPTIONS)
+    np.testing.assert_allclose(moved(found, other, places), 0, atol=5)
+
+
+def test_masked_arrays(scene):
+    (at, *_), _, values, _ = scene
+    mask = np.random.default_rng(4).random(at.x.size) < 0.2
+    masked = np.ma.array(np.where(mask, 1e4, values[0]), mask=mask)
+    given = [
+        SpectralExposure.from_arrays("0", masked, at.ra, at.dec, at.wavelength, slice_width=1.0),
+        SpectralExposure.from_arrays("1", masked.filled(0), at.ra, at.dec, at.wavelength, good=~mask, slice_width=1.0),
+    ]
+    one, two = (exposure.read() for exposure in given)
+    np.testing.assert_array_equal(one.value, two.value)

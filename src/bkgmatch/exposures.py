@@ -227,7 +227,7 @@ class SpectralExposure:
         name : str
             Unique name.
         data : array_like
-            Surface brightness, of any shape.
+            Surface brightness, of any shape; pixels that a masked array masks are not good.
         ra, dec, wavelength : array_like of the shape of the data
             ICRS position in degrees, and wavelength in micrometres, of each pixel.
         slice_width : float
@@ -250,12 +250,14 @@ class SpectralExposure:
         if not slice_width > 0:
             raise ValueError(f"{name}: slice_width must be positive, got {slice_width}")
         given = {"ra": ra, "dec": dec, "wavelength": wavelength, "good": good, "variance": variance}
-        arrays = {key: np.asarray(array) for key, array in given.items() if array is not None}
-        values = np.asarray(data)
+        arrays = {key: np.ma.getdata(array) for key, array in given.items() if array is not None}
+        values = np.ma.getdata(data)
+        masks = [np.ma.getmaskarray(a) for a in (data, *given.values()) if isinstance(a, np.ma.MaskedArray)]
         for key, array in arrays.items():
             if array.shape != values.shape:
                 raise ValueError(f"{name}: {key} has shape {array.shape}, the data {values.shape}")
         kept = np.asarray(arrays.pop("good", np.isfinite(values)), dtype=bool)
+        kept = kept & ~np.logical_or.reduce(masks) if masks else kept
         pixels = SpectralPixels(value=values[kept], **{key: a[kept] for key, a in arrays.items()}).finite()
         return cls(name, lambda: pixels, *pixels.extent(), slice_width)
 

@@ -37,7 +37,8 @@ def match_polynomials(
     Parameters
     ----------
     images : sequence of array_like
-        Images of one shape and any number of dimensions, on one grid. Pixels that are not finite are left out.
+        Images of one shape and any number of dimensions, on one grid. Pixels that are not finite, or that a masked
+        array masks, are left out.
     masks : sequence of array_like or None, optional
         Good pixels of each image: those that are not zero. None: all.
     sigmas : sequence of array_like or float, optional
@@ -168,6 +169,8 @@ class _Pixels(NamedTuple):
 
 def _array(image: Any) -> np.ndarray:
     """Return the array itself, or that inside a container of wiimatch."""
+    if isinstance(image, np.ma.MaskedArray):
+        return np.ma.filled(image.astype(float), np.nan)
     return np.asarray(image if isinstance(image, np.ndarray) or not hasattr(image, "data") else image.data)
 
 

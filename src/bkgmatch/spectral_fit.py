@@ -15,15 +15,15 @@ from bkgmatch.pairs import pair_equations
 from bkgmatch.polynomial_sums import PolynomialSums
 from bkgmatch.polynomials import Basis, legendre_terms
 from bkgmatch.priors import HELD, LOOSE, plausible_tilt
-from bkgmatch.solve import NormalSystem, diagonal_blocks, unit_columns
+from bkgmatch.solve import NormalSystem, diagonal_blocks, robust_trust, unit_columns
 from bkgmatch.spectral_samples import Samples, VoxelWorld
-from bkgmatch.spectral_state import State, clipped_planes, measured, steeper
+from bkgmatch.spectral_state import State, clipped_planes, deviations, measured, steeper
 from bkgmatch.voxels import Voxels
 
 __all__ = ["PairResiduals", "SpectralFit", "fit_spectra"]
 
-_SOFT_ITERATIONS = 6
-_SOFT_LIMIT = 3.0
+_ROUGH_ITERATIONS, _ITERATIONS, _LEAST_ITERATIONS = 40, 7, 4
+_SETTLED = 0.01
 _LEAST_FREEDOM = 0.1
 _LEAST_PRIOR = 1e-9  # relative to the precision of a pair
 _WEAK = 3.0
@@ -172,16 +172,17 @@ def _converged(samples: Samples, options: MRSIMatchOptions, cores: int) -> State
     )
     clips = options.clip == "pairs" and options.maxiters > 0
     state = _solved(samples, state, options, cores)
-    for _ in range(_SOFT_ITERATIONS):
-        state, pulls = measured(samples, state)
-        trust = 1 / (1 + (pulls / _SOFT_LIMIT) ** 2) if clips else state.trust
-        state = _solved(samples, steeper(samples, replace(state, trust=trust)), options, cores)
-    for _ in range(options.maxiters if clips else 1):
+    for _ in range(_ROUGH_ITERATIONS if clips else 0):  # least absolute deviations, which bad voxels hardly move
+        before, trust = state.trust, robust_trust(deviations(samples, state), last=False)
+        state = _solved(samples, replace(state, trust=trust), options, cores)
+        if np.mean(np.abs(trust - before)) < _SETTLED:
+            break
+    for iteration in range(options.maxiters if clips else _ITERATIONS):
         state, pulls = measured(samples, state)
         trust = (pulls < options.sigma).astype(float) if clips else state.trust
-        settled = np.array_equal(trust, state.trust)
+        settled = clips and np.array_equal(trust, state.trust)
         state = _solved(samples, steeper(samples, replace(state, trust=trust)), options, cores)
-        if settled:
+        if settled and iteration >= _LEAST_ITERATIONS:
             break
     return state
 

@@ -15,6 +15,7 @@ from bkgmatch.voxels import Voxels, columns, middles, neighbours, patch_numbers
 __all__ = ["Samples", "VoxelWorld", "least_noise", "wrapped"]
 
 _LEAST_NOISE = 1e-12  # of the mean square of the values: exposures without noise differ by rounding
+_MOST_NOISE = 1e9  # times the median: what is noisier tells nothing
 
 
 class VoxelWorld(Protocol):
@@ -118,7 +119,7 @@ class Samples:
             np.cumsum([0, *(len(v.number) for v in voxels)]),
             voxel,
             value,
-            np.maximum(variance, least_noise(value)),
+            np.clip(variance, least_noise(value), _MOST_NOISE * max(np.median(variance), least_noise(value))),
             npix,
             offset,
             basis.scaled(wrapped(grid.world(points[:, voxel] + offset), ra)),
@@ -192,4 +193,4 @@ class Samples:
 
 def least_noise(value: np.ndarray) -> float:
     """Variance of rounding, about: exposures without noise differ by it."""
-    return float(_LEAST_NOISE * np.mean(value**2) + np.finfo(float).tiny)
+    return float(_LEAST_NOISE * np.mean(value**2)) or _LEAST_NOISE

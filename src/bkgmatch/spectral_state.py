@@ -9,7 +9,7 @@ from bkgmatch.options import MRSIMatchOptions
 from bkgmatch.spectral_samples import Samples, least_noise
 from bkgmatch.voxels import middles
 
-__all__ = ["State", "clipped_planes", "measured", "steeper"]
+__all__ = ["State", "clipped_planes", "deviations", "measured", "steeper"]
 
 _MEDIAN_OF_SQUARES = 0.4549  # of chi squared with one degree of freedom
 _ERROR_OF_MEDIAN = 2.34  # of n such values, relative, times sqrt(n)
@@ -79,19 +79,36 @@ def measured(samples: Samples, state: State) -> tuple[State, np.ndarray]:
     ndarray, shape (n_samples,)
         What is left of each sample, in standard deviations.
     """
-    left = state.left(samples)
-    sky, variance = samples.sky(left, state.precision)
-    residual = np.nan_to_num(left - sky[samples.voxel])
-    freedom = np.nan_to_num(1 - state.precision * variance[samples.voxel], nan=1.0)
-    known = samples.shared & (freedom > _LEAST_FREEDOM)
-    squares = residual**2 / np.maximum(freedom, _LEAST_FREEDOM)
+    residual, squares, known = _residuals(samples, state)
     rough = _roughness(samples, squares / state.factor[samples.exposure], known)
     noise = state.factor[samples.exposure] * (samples.variance + rough)
     change = _factors(samples, squares / noise, known)
     noise = np.maximum(noise * change[samples.exposure], least_noise(samples.value))
-    trusted = known & (state.trust > _LEAST_TRUST)
-    lasting = _lasting(samples, np.sign(residual) * np.sqrt(squares), trusted, noise)
+    lasting = _lasting(samples, residual, known & (state.trust > _LEAST_TRUST), noise)
     return replace(state, noise=noise + lasting, factor=state.factor * change), np.sqrt(squares / noise)
+
+
+def deviations(samples: Samples, state: State) -> np.ndarray:
+    """Return what is left of each sample, shape (n_samples,), in units of what is typical."""
+    _, squares, known = _residuals(samples, state)
+    squares = squares / samples.variance
+    typical = np.median(squares[known]) / _MEDIAN_OF_SQUARES if known.any() else 1.0
+    return np.sqrt(squares / np.maximum(typical, least_noise(samples.value) / samples.variance))
+
+
+def _residuals(samples: Samples, state: State) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Return what is left of each sample as if the sky were known, its square, and which samples tell of noise.
+
+    The square is infinite in voxels without any trusted sample: what has been clipped does not come back.
+    """
+    left = state.left(samples)
+    sky, variance = samples.sky(left, state.precision)
+    freedom = 1 - state.precision * variance[samples.voxel]
+    residual = (left - sky[samples.voxel]) / np.sqrt(np.maximum(freedom, _LEAST_FREEDOM))
+    has_sky = np.isfinite(residual)
+    known = has_sky & samples.shared & (np.nan_to_num(freedom) > _LEAST_FREEDOM)
+    return np.where(has_sky, residual, 0), np.where(has_sky, residual**2, np.inf), known
 
 
 def _roughness(samples: Samples, squares: np.ndarray, known: np.ndarray) -> np.ndarray:
