@@ -234,7 +234,7 @@ def _know(model: JwstDataModel, *, is_science: bool, check: Callable[[JwstDataMo
     data = getattr(model, "data", None)
     if data is None or data.ndim != 2:
         raise ValueError(
-            f"{name}: the model is {type(model).__name__}, not an image of the slices; give *_cal.fits files"
+            f"{name}: the model is {type(model).__name__}, not a 2-D image of the slices; give *_cal.fits files"
         )
     channels = instrument.channel
     if not channels or not set(channels) <= set(_HALVES):
