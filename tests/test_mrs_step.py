@@ -769,7 +769,8 @@ def test_log(dithers, caplog):
     for model in dithers:
         (line,) = [line for line in lines if model.meta.filename in line]
         assert re.search(r": -?[\d.]+ \+- [\d.]+ MJy/sr from the mean of the set, on average$", line)
-    assert {r.levelname for r in caplog.records if r.name.startswith("stpipe.bkgmatch")} == {"INFO"}
+    warnings = [r.message for r in caplog.records if r.name.startswith("stpipe.bkgmatch") and r.levelname != "INFO"]
+    assert [line[:20] for line in warnings] == ["Nothing is subtracte"]
 
 
 def test_terms_that_overlaps_do_not_determine_are_named(dithers, caplog):
@@ -783,7 +784,7 @@ def test_terms_that_overlaps_do_not_determine_are_named(dithers, caplog):
         (line,) = [line for line in caplog.messages if model.meta.filename in line and "do not determine" in line]
         loose = str(rows()[model.meta.filename]["loose"])
         assert "wavelength" in loose
-        assert loose in line
+        assert ", ".join(loose.split(", ")[:4]) in line
 
 
 # -------------------------------------------------------------------------------------------------- parameters
