@@ -124,10 +124,10 @@ def fit_spectra(
 
     Notes
     -----
-    Minimises ``sum_pairs sum_voxels w_ij (I_i - I_j - P_i + P_j)^2``, at first with Cauchy weights, then with voxels
-    clipped. The variance of a voxel is that of its pixels' noise, times a factor for each exposure, plus what the sky
-    adds at that place: measured over all wavelengths, for differences that change from one wavelength to the next and
-    for those that do not, as where slices sample the core of a star differently.
+    Minimises ``sum_pairs sum_voxels w_ij (I_i - I_j - P_i + P_j)^2``, at first the absolute values of the differences,
+    then the squares with voxels clipped. The variance of a voxel is that of its pixels' noise, times a factor for each
+    exposure, plus what the sky adds at that place: measured over all wavelengths, for differences that change from one
+    wavelength to the next and for those that do not, as where slices sample the core of a star differently.
     """
     samples = Samples.of(voxels, grid, options.degree)
     state = _converged(samples, options, cores)
