@@ -91,7 +91,13 @@ def matched(pair):
     return MRSIMatchStep.call(pair, subtract=True, bkg_degree=2)
 
 
-@pytest.mark.parametrize("hook", [MRSIMatchStep(subtract=True, bkg_degree=2), HOOK_OF_TWO], ids=["instance", "text"])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        pytest.param(HOOK_OF_TWO, id="text"),
+        pytest.param(MRSIMatchStep(subtract=True, bkg_degree=2), id="instance", marks=pytest.mark.slow),
+    ],
+)
 def test_a_hook_with_parameters_does_what_the_step_does(pair, matched, hook):
     result = given_to_outlier_detection(pair, hook)
     assert result.asn_table == pair.asn_table
