@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from bkgmatch.cells import BLOCK, CutOut, plane_in_cells
 from bkgmatch.execution import run
-from bkgmatch.pairs import pair_equations
+from bkgmatch.pairs import added_up, pair_equations
 from bkgmatch.solve import NormalSystem, robust_trust
 
 __all__ = ["PATCH", "PairFits", "PairSums", "Start", "fit_pair", "fit_pairs", "patches", "start_solution", "sum_patch"]
@@ -431,12 +431,7 @@ def join_sums(sums: Sequence[PairSums], p: int) -> PairSums:
     if not sums:
         none = np.zeros(0, dtype=int)
         return PairSums(none, none, none, np.zeros((0, p, p)), np.zeros((0, p)), np.zeros(0), np.zeros(0))
-    level, first, second, *values = (np.concatenate(part) for part in zip(*sums, strict=True))
-    order = np.lexsort((second, first, level))
-    keys = np.stack([level, first, second])[:, order]
-    starts = np.flatnonzero(np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0))) if len(order) else order
-    added = (np.add.reduceat(v[order], starts, axis=0) if len(starts) else v for v in values)
-    return PairSums(*keys[:, starts], *added)
+    return PairSums(*added_up(sums, 3))
 
 
 def _stack(

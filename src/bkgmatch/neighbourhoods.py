@@ -8,8 +8,6 @@ from tempfile import mkstemp
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from bkgmatch.cells import CutOut, place
 from bkgmatch.differences import (
@@ -29,6 +27,7 @@ from bkgmatch.options import LevelMatchOptions
 from bkgmatch.passes import Pass, PassesSolution, solve_passes
 from bkgmatch.reference import reference_tile, tile_names
 from bkgmatch.rejection import rejected_pairs
+from bkgmatch.solve import connected
 from bkgmatch.sources import background_level, source_mask
 
 __all__ = [
@@ -200,8 +199,7 @@ def neighbourhoods(exposures: Sequence[Exposure], outlines: Sequence[Footprint])
     first = np.repeat(np.arange(n), [len(others) for others in near])
     second = np.concatenate([np.empty(0, dtype=int), *near])
     used = ours[first] & ours[second]
-    links = sparse.coo_array((np.ones(used.sum()), (first[used], second[used])), shape=(n, n))
-    labels = connected_components(links, directed=False)[1]
+    labels = connected(n, first[used], second[used])
     sets = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     return [members for members in sets if len(members) > 1]
 

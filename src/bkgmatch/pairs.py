@@ -1,6 +1,6 @@
 """Differences of sky levels of overlapping exposures, and how their errors hang together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,16 @@ from bkgmatch.noise import sample_pairs
 from bkgmatch.overlaps import OverlapMap
 from bkgmatch.skystats import SkyLevels, SkyStatistic
 
-__all__ = ["Measurement", "Offsets", "PairEquations", "measure", "offset_equations", "pair_equations", "pair_offsets"]
+__all__ = [
+    "Measurement",
+    "Offsets",
+    "PairEquations",
+    "added_up",
+    "measure",
+    "offset_equations",
+    "pair_equations",
+    "pair_offsets",
+]
 
 _STEADYING_PIXELS, _LARGE_SET = 20, 100
 
@@ -281,3 +290,27 @@ def pair_equations(
     blocks = np.einsum("n,ij,nab->niajb", trust, signs, normal).reshape(len(first), 2 * p, 2 * p)
     sides = np.einsum("n,i,na->nia", trust, signs[0], rhs).reshape(len(first), 2 * p)
     return PairEquations(first, second, blocks, sides)
+
+
+def added_up(parts: Iterable[Sequence[np.ndarray]], n_keys: int) -> list[np.ndarray]:
+    """
+    Put tables of sums together, one row for each key.
+
+    Parameters
+    ----------
+    parts : iterable of sequence of ndarray
+        At least one table: its columns, of which the first are keys, and the others are added.
+    n_keys : int
+        Number of keys.
+
+    Returns
+    -------
+    list of ndarray
+        Columns, in ascending order of the keys.
+    """
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.lexsort(columns[n_keys - 1 :: -1])
+    keys = np.stack(columns[:n_keys])[:, order]
+    starts = np.flatnonzero(np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0))) if len(order) else order
+    added = [np.add.reduceat(v[order], starts, axis=0) if len(starts) else v for v in columns[n_keys:]]
+    return [*keys[:, starts], *added]

@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from bkgmatch.differences import PairSums
 from bkgmatch.pairs import PairEquations, pair_equations
 from bkgmatch.priors import HELD, LOOSE, plausible_tilt, tilt_variances
-from bkgmatch.solve import NormalSystem, assemble, diagonal_blocks, renumbered, unit_columns
+from bkgmatch.solve import NormalSystem, assemble, connected, diagonal_blocks, renumbered, unit_columns
 
 __all__ = ["Pass", "PassesSolution", "solve_passes"]
 
@@ -249,9 +248,7 @@ def _tied(unit: np.ndarray, p: int, q: int) -> sparse.csr_array:
 
 def _joined(unit: np.ndarray, pairs: PairSums) -> np.ndarray:
     """Units after a pass: those that it has connected become one."""
-    n = int(unit.max()) + 1
-    links = sparse.coo_array((np.ones(len(pairs.first)), (unit[pairs.first], unit[pairs.second])), shape=(n, n))
-    return connected_components(links, directed=False)[1][unit]
+    return connected(int(unit.max()) + 1, unit[pairs.first], unit[pairs.second])[unit]
 
 
 def _misfit(left: PairSums, sigma: np.ndarray, trust: np.ndarray) -> float:

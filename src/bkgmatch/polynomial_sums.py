@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from bkgmatch.pairs import added_up
 from bkgmatch.polynomials import legendre_terms
 
 __all__ = ["PolynomialSums", "Weights", "join", "low_degree", "sum_pairs"]
@@ -90,11 +91,7 @@ def sum_pairs(
 
 def join(sums: Iterable[PolynomialSums]) -> PolynomialSums:
     """Add the sums of each pair."""
-    first, second, *values = (np.concatenate(part) for part in zip(*sums, strict=True))
-    pairs, place = np.unique(np.stack([first, second]), axis=1, return_inverse=True)
-    order = np.argsort(place, kind="stable")
-    starts = np.searchsorted(place[order], np.arange(pairs.shape[1]))
-    return PolynomialSums(*pairs, *(np.add.reduceat(value[order], starts) for value in values))
+    return PolynomialSums(*added_up(sums, 2))
 
 
 def low_degree(degree: tuple[int, ...]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import sparse
 
-from bkgmatch.solve import NormalSystem, diagonal_blocks, unit_columns
+from bkgmatch.solve import NormalSystem
 
 __all__ = ["HELD", "LOOSE", "plausible_tilt", "tilt_variances"]
 
@@ -45,9 +45,6 @@ def plausible_tilt(system: NormalSystem, found: np.ndarray, free: np.ndarray, si
 
 def tilt_variances(system: NormalSystem, spread: sparse.csr_array) -> np.ndarray:
     """Return the variances, shape (n, p - 1), of all coefficients but the first; NaN for unknowns without pairs."""
-    n, p = system.n, system.p
-    variances = np.full((n, p - 1), np.nan)
-    for some in system.blocks() if p > 1 else ():
-        blocks = diagonal_blocks(system.respond(unit_columns(some, n, p)), spread, p)
-        variances[some] = np.einsum("naa->na", blocks)[:, 1:]
-    return variances
+    if system.p == 1:
+        return np.zeros((system.n, 0))
+    return np.einsum("naa->na", system.covariance(spread))[:, 1:]

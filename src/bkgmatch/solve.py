@@ -14,6 +14,7 @@ __all__ = [
     "NormalSystem",
     "Solution",
     "assemble",
+    "connected",
     "diagonal_blocks",
     "renumbered",
     "residuals",
@@ -81,15 +82,10 @@ def solve(n: int, equations: PairEquations, *, scatter: sparse.sparray | None = 
     ``P N^+ S N^+ P`` (the sandwich of Huber 1967, *Proc. Fifth Berkeley Symp.* 1, 221).
     """
     system = NormalSystem(n, equations)
-    p, component = equations.p, system.component
+    component = system.component
     coefficients = system.solution()
-    spread = system.normal if scatter is None else scatter.tocsr()
-    covariance = np.zeros((n, p, p))
-    for some in system.blocks():
-        response = system.respond(unit_columns(some, n, p))
-        covariance[some] = diagonal_blocks(response, spread, p)
+    covariance = system.covariance(system.normal if scatter is None else scatter.tocsr())
     coefficients[component < 0] = np.nan
-    covariance[component < 0] = np.nan
     return Solution(coefficients, covariance, component)
 
 
@@ -162,6 +158,13 @@ class NormalSystem:
         if self._factors is not None:
             solution[self._free] = self._factors.solve(self._centred(rhs)[self._free])
         return self._centred(solution)
+
+    def covariance(self, spread: sparse.csr_array) -> np.ndarray:
+        """Covariance of each unknown, (n, p, p), if that of the right-hand side is ``spread``; NaN without pairs."""
+        covariance = np.full((self.n, self.p, self.p), np.nan)
+        for some in self.blocks():
+            covariance[some] = diagonal_blocks(self.respond(unit_columns(some, self.n, self.p)), spread, self.p)
+        return covariance
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Unknowns that occur in equations, a few at a time."""
@@ -250,6 +253,12 @@ def residuals(offsets: Offsets, groups: np.ndarray, solution: Solution) -> np.nd
     return offsets.offset - (level[groups[offsets.first]] - level[groups[offsets.second]])
 
 
+def connected(n: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the same label, shape (n,), for all of n unknowns that links between first and second connect."""
+    links = sparse.coo_array((np.ones(len(first)), (first, second)), shape=(n, n))
+    return connected_components(links, directed=False)[1]
+
+
 def renumbered(labels: np.ndarray) -> np.ndarray:
     """Renumber labels in the order of their first members; negative ones become -1."""
     number: dict[int, int] = {}
@@ -257,11 +266,9 @@ def renumbered(labels: np.ndarray) -> np.ndarray:
 
 
 def _components(n: int, equations: PairEquations) -> np.ndarray:
-    links = sparse.coo_array((np.ones(len(equations.first)), (equations.first, equations.second)), shape=(n, n))
-    _, labels = connected_components(links, directed=False)
     linked = np.zeros(n, dtype=bool)
     linked[equations.first] = linked[equations.second] = True
-    return renumbered(np.where(linked, labels, -1))
+    return renumbered(np.where(linked, connected(n, equations.first, equations.second), -1))
 
 
 def assemble(n: int, equations: PairEquations) -> tuple[sparse.csr_array, np.ndarray]:

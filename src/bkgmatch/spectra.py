@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from threadpoolctl import threadpool_limits
 
@@ -14,7 +12,7 @@ from bkgmatch.exposures import SpectralExposure, check_names
 from bkgmatch.footprints import unit_vectors
 from bkgmatch.options import MRSIMatchOptions
 from bkgmatch.polynomials import evaluate
-from bkgmatch.solve import renumbered
+from bkgmatch.solve import connected, renumbered
 from bkgmatch.spectral_fit import PairResiduals, SpectralFit, fit_spectra
 from bkgmatch.spectral_samples import VoxelWorld, wrapped
 from bkgmatch.voxels import VoxelGrid, Voxels, fill, voxel_grid
@@ -246,7 +244,7 @@ def _nothing(names: Sequence[str], options: MRSIMatchOptions, status: np.ndarray
     """Match of exposures without pixels."""
     n, degree = len(names), options.degree
     unknown = np.full((n, int(np.prod([d + 1 for d in degree]))), np.nan)
-    none, no_pairs = np.full(n, np.nan), np.zeros(0, dtype=int)
+    none = np.full(n, np.nan)
     return SpectralMatch(
         names=tuple(names),
         degree=degree,
@@ -260,7 +258,7 @@ def _nothing(names: Sequence[str], options: MRSIMatchOptions, status: np.ndarray
         status=tuple(status.tolist()),
         loose=((),) * n,
         bounded=np.zeros(n, dtype=bool),
-        pairs=PairResiduals(no_pairs, no_pairs, no_pairs, *np.zeros((3, 0))),
+        pairs=PairResiduals.none(),
     )
 
 
@@ -272,8 +270,7 @@ def _neighbourhoods(exposures: Sequence[SpectralExposure]) -> list[np.ndarray]:
     if len(known):
         tree = cKDTree(unit_vectors(*centres[known].T))
         first, second = tree.query_pairs(_NEAR, output_type="ndarray").T
-        links = coo_array((np.ones(len(first)), (first, second)), shape=(len(known), len(known)))
-        label = connected_components(links, directed=False)[1]
+        label = connected(len(known), first, second)
         sets = [known[label == k] for k in range(label.max() + 1)]
     lost = np.setdiff1d(np.arange(len(exposures)), known)
     return [*sets, lost] if len(lost) else sets

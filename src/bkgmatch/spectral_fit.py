@@ -15,9 +15,9 @@ from bkgmatch.pairs import pair_equations
 from bkgmatch.polynomial_sums import PolynomialSums
 from bkgmatch.polynomials import Basis, legendre_terms
 from bkgmatch.priors import HELD, LOOSE, plausible_tilt
-from bkgmatch.solve import NormalSystem, diagonal_blocks, robust_trust, unit_columns
+from bkgmatch.solve import NormalSystem, robust_trust
 from bkgmatch.spectral_samples import Samples, VoxelWorld
-from bkgmatch.spectral_state import State, clipped_planes, deviations, measured, steeper
+from bkgmatch.spectral_state import State, clipped_planes, deviations, measured, residuals, steeper
 from bkgmatch.voxels import Voxels
 
 __all__ = ["PairResiduals", "SpectralFit", "fit_spectra"]
@@ -54,6 +54,11 @@ class PairResiduals(NamedTuple):
     offset: np.ndarray
     sigma: np.ndarray
     residual: np.ndarray
+
+    @classmethod
+    def none(cls) -> "PairResiduals":
+        """No pairs."""
+        return cls(*np.zeros((3, 0), dtype=int), *np.zeros((3, 0)))
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def fit_spectra(
         sums if options.weights == "ml" else samples.sum(values, state.precision, samples.basis.degree, "ml", cores)
     )
     system = _system(samples, likely, prior)
-    covariance = _misfit(samples, replace(state, coefficients=coefficients)) * _covariance(system)
+    covariance = _misfit(samples, replace(state, coefficients=coefficients)) * system.covariance(system.normal)
     alone = system.component < 0
     coefficients[alone] = np.nan
     final = replace(state, coefficients=np.nan_to_num(coefficients))
@@ -191,9 +196,8 @@ def _solved(samples: Samples, state: State, options: MRSIMatchOptions, cores: in
     sums = samples.sum(state.values(samples), state.precision, samples.basis.degree, options.weights, cores)
     if not len(sums.first):
         return state
-    return replace(
-        state, coefficients=_system(samples, sums, _loose_prior(samples, sums, _scale(samples, state))).solution()
-    )
+    prior = _shape_prior(samples, sums, LOOSE * _scale(samples, state))
+    return replace(state, coefficients=_system(samples, sums, prior).solution())
 
 
 def _system(samples: Samples, sums: PolynomialSums, prior: np.ndarray) -> NormalSystem:
@@ -203,27 +207,23 @@ def _system(samples: Samples, sums: PolynomialSums, prior: np.ndarray) -> Normal
 
 def _scale(samples: Samples, state: State) -> float:
     """Least that a coefficient may plausibly be: the noise of a pixel, and a tenth of what exposures differ by."""
-    noise = np.sqrt(np.median(state.noise * samples.npix))
-    sky, _ = samples.sky(samples.value, 1 / samples.variance)
-    spread = np.abs(samples.value - sky[samples.voxel])[samples.shared]
-    return float(noise + (np.median(spread) / 10 if len(spread) else 0))
+    return float(np.sqrt(np.median(state.noise * samples.npix))) + samples.spread / 10
 
 
-def _loose_prior(samples: Samples, sums: PolynomialSums, scale: float) -> np.ndarray:
+def _shape_prior(samples: Samples, sums: PolynomialSums, width: float) -> np.ndarray:
     """Inverse variances of the coefficients, none for the constant; enough to factorise the equations."""
-    weight = max((LOOSE * scale) ** -2, _LEAST_PRIOR * float(np.median(sums.moments[:, 0])))
+    weight = max(width**-2, _LEAST_PRIOR * float(np.median(sums.moments[:, 0])))
     return np.append(0.0, np.full(samples.basis.size - 1, weight))
 
 
 def _prior(samples: Samples, sums: PolynomialSums, scale: float) -> np.ndarray:
     """Inverse variances of the coefficients: ten times as wide as those that are determined best."""
-    prior = _loose_prior(samples, sums, scale)
-    if len(prior) == 1:
-        return prior
-    system = _system(samples, sums, prior)
-    plausible = _WEAK * plausible_tilt(system, system.solution(), np.ones(samples.n, dtype=bool), scale)
-    least = _LEAST_PRIOR * float(np.median(sums.moments[:, 0]))
-    return np.append(0.0, np.full(len(prior) - 1, max(plausible**-2, least)))
+    loose = _shape_prior(samples, sums, LOOSE * scale)
+    if len(loose) == 1:
+        return loose
+    system = _system(samples, sums, loose)
+    plausible = plausible_tilt(system, system.solution(), np.ones(samples.n, dtype=bool), scale)
+    return _shape_prior(samples, sums, _WEAK * plausible)
 
 
 def _bounded(
@@ -258,21 +258,12 @@ def _growth(samples: Samples, coefficients: np.ndarray, trust: np.ndarray, compo
     used = samples.shared & (trust > 0)
     polynomial = samples.polynomial(coefficients, samples.scaled)
     inside, anywhere = np.zeros((2, samples.n))
-    for i, (start, stop) in enumerate(zip(samples.starts[:-1], samples.starts[1:], strict=True)):
-        own, constrained = polynomial[start:stop], polynomial[start:stop][used[start:stop]]
+    for i, part in enumerate(samples.parts):
+        own, constrained = polynomial[part], polynomial[part][used[part]]
         if len(constrained):
             inside[i], anywhere[i] = (np.abs(some - constrained.mean()).max() for some in (constrained, own))
     of_component = np.array([inside[component == c].max(initial=0) for c in component])
     return np.divide(anywhere, of_component, out=np.zeros(samples.n), where=of_component > 0)
-
-
-def _covariance(system: NormalSystem) -> np.ndarray:
-    covariance = np.full((system.n, system.p, system.p), np.nan)
-    for some in system.blocks():
-        covariance[some] = diagonal_blocks(
-            system.respond(unit_columns(some, system.n, system.p)), system.normal, system.p
-        )
-    return covariance
 
 
 def _misfit(samples: Samples, state: State) -> float:
@@ -281,12 +272,8 @@ def _misfit(samples: Samples, state: State) -> float:
 
     The scatter of sums over all wavelengths of a place, over what is expected of independent samples.
     """
-    left = state.left(samples)
-    sky, variance = samples.sky(left, state.precision)
     known = np.flatnonzero(samples.shared & (state.precision > 0))
-    weight = state.precision[known]
-    freedom = np.maximum(1 - weight * variance[samples.voxel[known]], _LEAST_FREEDOM)
-    residual = (left - sky[samples.voxel])[known] / np.sqrt(freedom)
+    weight, residual = state.precision[known], residuals(samples, state, _LEAST_FREEDOM)[0][known]
     key = samples.place[known] * samples.n + samples.exposure[known]
     return max(1.0, float(np.sum(np.bincount(key, weight * residual) ** 2) / np.sum(weight)))
 
@@ -295,8 +282,8 @@ def _constraints(samples: Samples, trust: np.ndarray) -> tuple[np.ndarray, np.nd
     """Mean of the functions over the voxels that constrain each exposure, and the number of these."""
     used = samples.shared & (trust > 0)
     mean, npix = np.full((samples.n, samples.basis.size), np.nan), np.zeros(samples.n, dtype=int)
-    for i, (start, stop) in enumerate(zip(samples.starts[:-1], samples.starts[1:], strict=True)):
-        inside = samples.scaled[:, start:stop][:, used[start:stop]]
+    for i, part in enumerate(samples.parts):
+        inside = samples.scaled[:, part][:, used[part]]
         npix[i] = inside.shape[1]
         if npix[i]:
             mean[i] = legendre_terms(inside, samples.basis.degree).mean(axis=1)
@@ -325,7 +312,6 @@ def _residuals(
 
 def _unmatched(samples: Samples) -> SpectralFit:
     n, p = samples.n, samples.basis.size
-    none = np.zeros(0, dtype=int)
     return SpectralFit(
         samples.basis,
         samples.ra,
@@ -337,5 +323,5 @@ def _unmatched(samples: Samples) -> SpectralFit:
         np.full((n, p), np.nan),
         np.zeros(n, dtype=int),
         _overlaps(samples),
-        PairResiduals(none, none, none, *np.zeros((3, 0))),
+        PairResiduals.none(),
     )

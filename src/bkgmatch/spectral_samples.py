@@ -12,7 +12,7 @@ from bkgmatch.polynomial_sums import PolynomialSums, Weights, join, sum_pairs
 from bkgmatch.polynomials import Basis
 from bkgmatch.voxels import Voxels, columns, middles, neighbours, patch_numbers
 
-__all__ = ["Samples", "VoxelWorld", "least_noise", "wrapped"]
+__all__ = ["Samples", "VoxelWorld", "wrapped"]
 
 _LEAST_NOISE = 1e-12  # of the mean square of the values: exposures without noise differ by rounding
 _MOST_NOISE = 1e9  # times the median: what is noisier tells nothing
@@ -107,6 +107,7 @@ class Samples:
         value, variance, npix = (
             np.concatenate([getattr(v, name) for v in voxels]) for name in ("value", "variance", "npix")
         )
+        least = _least_noise(value)
         offset = np.concatenate([v.offset for v in voxels], axis=1)
         points = middles(number)
         world = grid.world(points)
@@ -119,7 +120,7 @@ class Samples:
             np.cumsum([0, *(len(v.number) for v in voxels)]),
             voxel,
             value,
-            np.clip(variance, least_noise(value), _MOST_NOISE * max(np.median(variance), least_noise(value))),
+            np.clip(variance, least, _MOST_NOISE * max(np.median(variance), least)),
             npix,
             offset,
             basis.scaled(wrapped(grid.world(points[:, voxel] + offset), ra)),
@@ -131,6 +132,23 @@ class Samples:
     def n(self) -> int:
         """Number of exposures."""
         return len(self.starts) - 1
+
+    @property
+    def parts(self) -> list[slice]:
+        """Samples of each exposure."""
+        return [slice(start, stop) for start, stop in zip(self.starts[:-1], self.starts[1:], strict=True)]
+
+    @cached_property
+    def least_noise(self) -> float:
+        """Variance of rounding, about: exposures without noise differ by it."""
+        return _least_noise(self.value)
+
+    @cached_property
+    def spread(self) -> float:
+        """Typical deviation of the samples of a voxel from their mean, 0 if no voxel has several."""
+        sky, _ = self.sky(self.value, 1 / self.variance)
+        apart = np.abs(self.value - sky[self.voxel])[self.shared]
+        return float(np.median(apart)) if len(apart) else 0.0
 
     @cached_property
     def exposure(self) -> np.ndarray:
@@ -168,8 +186,8 @@ class Samples:
 
     def polynomial(self, coefficients: np.ndarray, scaled: np.ndarray) -> np.ndarray:
         """Polynomial of the exposure of each sample, at points of shape (3, samples)."""
-        parts = np.split(scaled, self.starts[1:-1], axis=1)
-        return np.concatenate([self.basis.evaluate(c, at) for c, at in zip(coefficients, parts, strict=True)])
+        pairs = zip(coefficients, self.parts, strict=True)
+        return np.concatenate([self.basis.evaluate(c, scaled[:, part]) for c, part in pairs])
 
     def sum(
         self, values: np.ndarray, precision: np.ndarray, degree: tuple[int, ...], weights: Weights, cores: int
@@ -191,6 +209,5 @@ class Samples:
             return mean / total, np.where(total > 0, 1 / total, np.nan)
 
 
-def least_noise(value: np.ndarray) -> float:
-    """Variance of rounding, about: exposures without noise differ by it."""
+def _least_noise(value: np.ndarray) -> float:
     return float(_LEAST_NOISE * np.mean(value**2)) or _LEAST_NOISE

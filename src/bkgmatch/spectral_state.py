@@ -6,10 +6,10 @@ import numpy as np
 from astropy.stats import sigma_clip
 
 from bkgmatch.options import MRSIMatchOptions
-from bkgmatch.spectral_samples import Samples, least_noise
+from bkgmatch.spectral_samples import Samples
 from bkgmatch.voxels import middles
 
-__all__ = ["State", "clipped_planes", "deviations", "measured", "steeper"]
+__all__ = ["State", "clipped_planes", "deviations", "measured", "residuals", "steeper"]
 
 _MEDIAN_OF_SQUARES = 0.4549  # of chi squared with one degree of freedom
 _ERROR_OF_MEDIAN = 2.34  # of n such values, relative, times sqrt(n)
@@ -79,33 +79,54 @@ def measured(samples: Samples, state: State) -> tuple[State, np.ndarray]:
     ndarray, shape (n_samples,)
         What is left of each sample, in standard deviations.
     """
-    residual, squares, known = _residuals(samples, state)
+    residual, squares, known = _squares(samples, state)
     rough = _roughness(samples, squares / state.factor[samples.exposure], known)
     noise = state.factor[samples.exposure] * (samples.variance + rough)
     change = _factors(samples, squares / noise, known)
-    noise = np.maximum(noise * change[samples.exposure], least_noise(samples.value))
+    noise = np.maximum(noise * change[samples.exposure], samples.least_noise)
     lasting = _lasting(samples, residual, known & (state.trust > _LEAST_TRUST), noise)
     return replace(state, noise=noise + lasting, factor=state.factor * change), np.sqrt(squares / noise)
 
 
 def deviations(samples: Samples, state: State) -> np.ndarray:
     """Return what is left of each sample, shape (n_samples,), in units of what is typical."""
-    _, squares, known = _residuals(samples, state)
+    _, squares, known = _squares(samples, state)
     squares = squares / samples.variance
     typical = np.median(squares[known]) / _MEDIAN_OF_SQUARES if known.any() else 1.0
-    return np.sqrt(squares / np.maximum(typical, least_noise(samples.value) / samples.variance))
+    return np.sqrt(squares / np.maximum(typical, samples.least_noise / samples.variance))
 
 
-def _residuals(samples: Samples, state: State) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def residuals(samples: Samples, state: State, least_freedom: float) -> tuple[np.ndarray, np.ndarray]:
     """
-    Return what is left of each sample as if the sky were known, its square, and which samples tell of noise.
+    Find what is left of each sample as if the sky were known.
 
-    The square is infinite in voxels without any trusted sample: what has been clipped does not come back.
+    Parameters
+    ----------
+    samples : Samples
+        Voxels of all exposures.
+    state : State
+        What is known.
+    least_freedom : float
+        Part of its noise that a sample leaves at least: the mean of its voxel follows it.
+
+    Returns
+    -------
+    residual, freedom : ndarray, shape (n_samples,)
+        What is left, and that part. NaN in voxels without any trusted sample.
     """
     left = state.left(samples)
     sky, variance = samples.sky(left, state.precision)
     freedom = 1 - state.precision * variance[samples.voxel]
-    residual = (left - sky[samples.voxel]) / np.sqrt(np.maximum(freedom, _LEAST_FREEDOM))
+    return (left - sky[samples.voxel]) / np.sqrt(np.maximum(freedom, least_freedom)), freedom
+
+
+def _squares(samples: Samples, state: State) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Return what is left of each sample, its square, and which samples tell of noise.
+
+    The square is infinite in voxels without any trusted sample: what has been clipped does not come back.
+    """
+    residual, freedom = residuals(samples, state, _LEAST_FREEDOM)
     has_sky = np.isfinite(residual)
     known = has_sky & samples.shared & (np.nan_to_num(freedom) > _LEAST_FREEDOM)
     return np.where(has_sky, residual, 0), np.where(has_sky, residual**2, np.inf), known
@@ -114,12 +135,10 @@ def _residuals(samples: Samples, state: State) -> tuple[np.ndarray, np.ndarray, 
 def _roughness(samples: Samples, squares: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Variance that the sky adds at the place of each sample: how much residuals exceed the noise there."""
     entries = np.flatnonzero(known)
-    place = samples.place[entries]
-    noise = _medians(samples.variance[entries], place)
-    chance = _ERROR_OF_MEDIAN / np.sqrt(np.unique(place, return_counts=True)[1])
-    excess = _medians(squares[entries], place) / _MEDIAN_OF_SQUARES - (1 + chance) * noise
+    places, sizes, (square, noise) = _medians(samples.place[entries], squares[entries], samples.variance[entries])
+    chance = _ERROR_OF_MEDIAN / np.sqrt(sizes)
     result = np.zeros(int(samples.place.max()) + 1)
-    result[np.unique(place)] = np.maximum(excess, 0)
+    result[places] = np.maximum(square / _MEDIAN_OF_SQUARES - (1 + chance) * noise, 0)
     return result[samples.place]
 
 
@@ -127,17 +146,16 @@ def _factors(samples: Samples, squares: np.ndarray, known: np.ndarray) -> np.nda
     """Return what the variances of each exposure are to be multiplied by."""
     result = np.ones(samples.n)
     entries = np.flatnonzero(known)
-    exposures = samples.exposure[entries]
-    result[np.unique(exposures)] = _medians(squares[entries], exposures) / _MEDIAN_OF_SQUARES
+    exposures, _, (square,) = _medians(samples.exposure[entries], squares[entries])
+    result[exposures] = square / _MEDIAN_OF_SQUARES
     return np.maximum(result, _LEAST_FACTOR)
 
 
-def _medians(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Median of the values of each group, in ascending order of the groups."""
-    order = np.lexsort((values, group))
-    _, starts, sizes = np.unique(group, return_index=True, return_counts=True)
-    starts = np.cumsum(sizes) - sizes
-    return values[order][starts + sizes // 2]
+def _medians(group: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Return groups in ascending order, their sizes, and their medians of each kind of values."""
+    groups, sizes = np.unique(group, return_counts=True)
+    middle = np.cumsum(sizes) - sizes + sizes // 2
+    return groups, sizes, [v[np.lexsort((v, group))[middle]] for v in values]
 
 
 def _lasting(samples: Samples, residual: np.ndarray, known: np.ndarray, noise: np.ndarray) -> np.ndarray:

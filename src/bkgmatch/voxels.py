@@ -138,14 +138,16 @@ def fill(pixels: SpectralPixels, grid: VoxelGrid) -> Voxels:
     rays, and lines in the spectrum that are narrower than a voxel.
     """
     pixels = pixels.finite()
+    if not len(pixels.value):
+        return Voxels(
+            np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), np.zeros((3, 0))
+        )
     where = grid.of(pixels)
     cell = np.floor(where)
     number = numbers(cell.astype(np.int64))
     order = np.lexsort((pixels.value, number))
     number, value = number[order], pixels.value[order].astype(float)
-    starts = np.flatnonzero(np.append(True, number[1:] != number[:-1])) if len(number) else np.zeros(0, dtype=int)
-    if not len(starts):
-        return Voxels(number, number, value, value, np.zeros((3, 0)))
+    starts = np.flatnonzero(np.append(True, number[1:] != number[:-1]))
     kept = _without_outliers(value, starts)
     count = np.add.reduceat(kept, starts, dtype=np.int64)
     weight = kept / np.maximum(np.repeat(count, np.diff(np.append(starts, len(number)))), 1)
