@@ -12,7 +12,7 @@ from bkgmatch.options import ReprojectFunc
 from bkgmatch.pixel_maps import PixelMap, pixel_map, pixel_side
 from bkgmatch.reprojected import reprojected
 
-__all__ = ["BLOCK", "CutOut", "place", "plane_in_cells"]
+__all__ = ["BLOCK", "CutOut", "place", "plane_in_cells", "resampled"]
 
 BLOCK = 32
 """Variances are kept for squares of so many cells; cut-outs begin and end at multiples of it."""
@@ -115,10 +115,12 @@ def place(
     low = np.floor((corners.min(axis=0) - 1) / BLOCK).astype(int) * BLOCK
     high = np.ceil((corners.max(axis=0) + 2) / BLOCK).astype(int) * BLOCK
     side = grid.cell / pixel_side(outline)
-    image = _cleaned(pixels)
+    image = pixels.image()
     columns, rows = (np.arange(low[k], high[k]) for k in range(2))
     if reproject_func == "interp":
-        value, smoothing = _interpolated(image, where, columns, rows, max(1, int(np.ceil(side - 0.1))))
+        parts = max(1, int(np.ceil(side - 0.1)))
+        value = resampled(image, where, columns, rows, parts)
+        smoothing = _smoothing(where, columns, rows, np.isfinite(value), parts)
     else:
         value, smoothing = reprojected(image, wcs, outline, grid.header(low), tuple(high - low)[::-1], reproject_func)
     ny, nx = outline.shape
@@ -140,20 +142,25 @@ def _extent(used: np.ndarray) -> np.ndarray:
     return np.array([np.ptp(found) + 1 if (found := np.flatnonzero(used.any(axis=k))).size else 0 for k in (0, 1)])
 
 
-def _cleaned(pixels: Pixels) -> np.ndarray:
-    """Return the data in float32, NaN where they are not good."""
-    image = np.array(pixels.data, dtype=np.float32)
-    image[~(pixels.good & np.isfinite(image))] = np.nan
-    return image
-
-
-def _interpolated(
-    image: np.ndarray, where: PixelMap, columns: np.ndarray, rows: np.ndarray, parts: int
-) -> tuple[np.ndarray, float]:
+def resampled(image: np.ndarray, where: PixelMap, columns: np.ndarray, rows: np.ndarray, parts: int = 1) -> np.ndarray:
     """
-    Bilinear interpolation, NaN beside bad pixels; and what it leaves of the variance of a pixel.
+    Interpolate an image bilinearly at cells.
 
-    Cells larger than a pixel are means of ``parts`` x ``parts`` points, so that all exposures see the same sky.
+    Parameters
+    ----------
+    image : ndarray of float32, shape (ny, nx)
+        Image, NaN where it is not good.
+    where : PixelMap
+        Where the cells lie in it.
+    columns, rows : ndarray of int
+        Grid coordinates of the cells.
+    parts : int
+        Cells larger than a pixel are means of ``parts`` x ``parts`` points, so that all exposures see the same sky.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_rows, n_columns)
+        NaN beside bad pixels, and outside the image.
     """
     if min(image.shape) < 2:
         image = np.pad(image, [(0, max(0, 2 - n)) for n in image.shape], constant_values=np.nan)
@@ -163,7 +170,7 @@ def _interpolated(
         some = slice(start, start + _ROWS)
         value[some] = _means(_bilinear(image, *where(points, _points(rows[some], parts))), parts)
         value[some][~where.covers(columns, rows[some])] = np.nan
-    return value, _smoothing(where, columns, rows, np.isfinite(value), parts)
+    return value
 
 
 def _smoothing(where: PixelMap, columns: np.ndarray, rows: np.ndarray, used: np.ndarray, parts: int) -> float:

@@ -37,6 +37,12 @@ class Pixels:
     good: np.ndarray
     variance: np.ndarray | None = None
 
+    def image(self) -> np.ndarray:
+        """Return the data in single precision, NaN where they are not good."""
+        image = np.array(self.data, dtype=np.float32)
+        image[~(self.good & np.isfinite(image))] = np.nan
+        return image
+
 
 @dataclass(frozen=True)
 class Exposure:

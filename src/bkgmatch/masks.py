@@ -8,10 +8,10 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from regions import PixCoord, Regions, SkyRegion
 
-__all__ = ["find_masks", "read_mask", "read_regions", "region_mask"]
+from bkgmatch.footprints import position, sky_vectors
+from bkgmatch.pixel_maps import positions_in_plane
 
-_DEGREE = 5
-_LATTICE = 24
+__all__ = ["find_masks", "read_mask", "read_regions", "region_mask"]
 
 
 def find_masks(masks: Sequence[str], files: Sequence[Path]) -> list[Path | None]:
@@ -156,26 +156,16 @@ def _beside(file: Path, suffix: str) -> Path | None:
     return mask if mask.exists() else None
 
 
-def _middle(ra: np.ndarray, dec: np.ndarray) -> list[float]:
-    """Right ascension and declination of the mean direction."""
-    a, d = np.deg2rad(ra), np.deg2rad(dec)
-    x, y, z = (np.mean(v) for v in (np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)))
-    return [float(np.rad2deg(np.arctan2(y, x)) % 360), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))]
-
-
 def _tangent_position(wcs: Callable, shape: tuple[int, int]) -> tuple[WCS, PixCoord]:
-    """Tangential WCS of about the exposure's scale, and the position of each pixel in it, by a polynomial fit."""
+    """Tangential WCS of about the exposure's scale, and the position of each pixel in it."""
     ny, nx = shape
-    y, x = (axis.ravel() for axis in np.meshgrid(*(np.linspace(0, n - 1, _LATTICE) for n in shape), indexing="ij"))
-    ra, dec = wcs(x, y)
+    corners = sky_vectors(wcs, np.array([[0, 0], [nx - 1, 0], [nx - 1, ny - 1], [0, ny - 1]]))
     tangent = WCS(naxis=2)
     tangent.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    tangent.wcs.crval = _middle(ra, dec)
-    tangent.wcs.cdelt = np.full(2, np.ptp(dec) / max(shape) or 1e-5)
-    plane = np.column_stack(tangent.world_to_pixel_values(ra, dec))
-    u, v = (2 * np.arange(n) / max(n - 1, 1) - 1 for n in (nx, ny))
-    terms = np.polynomial.chebyshev.chebvander2d(2 * x / max(nx - 1, 1) - 1, 2 * y / max(ny - 1, 1) - 1, [_DEGREE] * 2)
-    fit = np.linalg.lstsq(terms, plane, rcond=None)[0].T.reshape(2, _DEGREE + 1, _DEGREE + 1)
-    along_x = np.polynomial.chebyshev.chebvander(u, _DEGREE)
-    along_y = np.polynomial.chebyshev.chebvander(v, _DEGREE)
-    return tangent, PixCoord(*(along_y @ c.T @ along_x.T for c in fit))
+    tangent.wcs.crval = position(corners.mean(axis=0))
+    tangent.wcs.cdelt = np.full(2, np.rad2deg(np.ptp(corners, axis=0).max()) / max(shape) or 1e-5)
+
+    def to_plane(pixels: np.ndarray) -> np.ndarray:
+        return np.column_stack(tangent.world_to_pixel_values(*wcs(*pixels.T)))
+
+    return tangent, PixCoord(*positions_in_plane(to_plane, shape))

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from bkgmatch.polynomials import degrees
 
-__all__ = ["METHOD_SYNONYMS", "LevelMatchOptions", "MRSIMatchOptions", "SkyMatchOptions"]
+__all__ = ["METHOD_SYNONYMS", "ImageForImageOptions", "LevelMatchOptions", "MRSIMatchOptions", "SkyMatchOptions"]
 
 SkyMethod = Literal["local", "global", "match", "global+match"]
 SkyStat = Literal["mean", "median", "midpt", "mode", "difference"]
@@ -22,6 +22,9 @@ Passes = Literal["sequence", "joint"]
 
 PolynomialWeights = Literal["ml", "pairs"]
 Clip = Literal["pairs", "image"]
+
+MergeMethod = Literal["mean", "median"]
+Scale = Literal["additive", "none", "multiplicative"]
 
 METHOD_SYNONYMS = {
     "localmin": "local",
@@ -250,6 +253,69 @@ class MRSIMatchOptions:
     def degree(self) -> tuple[int, ...]:
         """Degree in RA, Dec and wavelength."""
         return degrees(self.bkg_degree, 3)
+
+
+@dataclass(frozen=True)
+class ImageForImageOptions:
+    """
+    How the background image of each exposure is made of the others.
+
+    Parameters
+    ----------
+    method : {"mean", "median"}
+        Statistic of each pixel: mean of what is not clipped, or median.
+    scale : {"additive", "none", "multiplicative"}
+        What is removed from each exposure before merging, and put back after: its level; nothing; or a factor.
+    sigma : float
+        Limit of clipping about the median, in standard deviations of a pixel.
+    max_dt : float or None
+        Longest time between an exposure and those that serve it, in days; None: any.
+    min_offset : float
+        Least distance on the sky between an exposure and those that serve it, in arcseconds.
+    min_members : int
+        Fewest exposures that make a background.
+    snr_threshold : float
+        Threshold of sources, in standard deviations of the mosaic.
+    npixels : int
+        Least number of connected pixels of a source.
+    kernel_fwhm : float
+        Full width at half maximum of the Gaussian that the mosaic is smoothed by before sources are found, in pixels;
+        0: not smoothed.
+    bkg_boxsize : int
+        Side of the boxes in which the background of a given mosaic is measured, in its pixels; 0: one level.
+    grow : float
+        Masks of sources grow until the light left outside changes a background by less than this, in standard
+        deviations of the background; 0: they do not grow.
+    maxiters : int
+        How many times sources are found, each time in the mosaic of the exposures less the backgrounds known by then.
+    """
+
+    method: MergeMethod = "mean"
+    scale: Scale = "additive"
+    sigma: float = 4.0
+    max_dt: float | None = 7.0
+    min_offset: float = 1.0
+    min_members: int = 2
+    snr_threshold: float = 3.0
+    npixels: int = 5
+    kernel_fwhm: float = 2.0
+    bkg_boxsize: int = 0
+    grow: float = 0.1
+    maxiters: int = 2
+
+    def __post_init__(self) -> None:
+        _check_choices(self, method=MergeMethod, scale=Scale)
+        for name in ("sigma", "snr_threshold"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("min_offset", "kernel_fwhm", "bkg_boxsize", "grow"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("min_members", "npixels", "maxiters"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_dt is not None and not self.max_dt >= 0:
+            raise ValueError(f"max_dt must not be negative, got {self.max_dt}")
 
 
 def _check_choices(options: object, **choices: object) -> None:

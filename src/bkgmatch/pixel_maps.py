@@ -8,7 +8,7 @@ from numpy.polynomial.chebyshev import chebvander, chebvander2d
 
 from bkgmatch.footprints import Footprint, sky_vectors
 
-__all__ = ["PixelMap", "along_rows", "pixel_map", "pixel_side", "pixels_per_plane"]
+__all__ = ["PixelMap", "along_rows", "pixel_map", "pixel_side", "pixels_per_plane", "positions_in_plane"]
 
 _NODES = 20
 _DEGREES = (3, 5, 7, 9, 12, 15)
@@ -106,6 +106,39 @@ def pixel_map(outline: Footprint, wcs: Callable, grid_of: Callable) -> PixelMap:
     return PixelMap(low, high, coefficients.reshape(2, degree + 1, degree + 1), affine.T, bend + 1, outline.shape)
 
 
+def positions_in_plane(to_plane: Callable, shape: tuple[int, int]) -> np.ndarray:
+    """
+    Find where all pixels of an image lie in a plane: a Chebyshev series through a few hundred of them.
+
+    Parameters
+    ----------
+    to_plane : callable
+        ``to_plane(pixels) -> points``: pixel coordinates (x, y) to coordinates in the plane, both of shape (n, 2).
+    shape : tuple of int
+        Shape of the image.
+
+    Returns
+    -------
+    ndarray, shape (2, ny, nx)
+        Coordinates x and y in the plane. Where no series is better than 1e-2 pixels, that of each pixel itself.
+    """
+    nodes = _nodes(shape)
+    pixels = np.concatenate([nodes, _between(nodes)])
+    points = to_plane(pixels)
+    ends = np.array([[-0.5, -0.5], [shape[1] - 0.5, shape[0] - 0.5]])
+    across, along = _to_unit(pixels, *ends).T[::-1]
+    allowed = _WORST * float(np.ptp(points, axis=0).max()) / max(shape)
+    for degree in _DEGREES[1:-1]:
+        terms = chebvander2d(across, along, [degree, degree])
+        solution = np.linalg.lstsq(terms[: len(nodes)], points[: len(nodes)], rcond=1e-12)[0]
+        if np.abs(terms @ solution - points).max() < allowed:
+            series = solution.T.reshape(2, degree + 1, degree + 1)
+            along_x, along_y = (chebvander(_to_unit(np.arange(n), -0.5, n - 0.5), degree) for n in shape[::-1])
+            return along_y @ series @ along_x.T
+    y, x = np.indices(shape)
+    return to_plane(np.column_stack([x.ravel(), y.ravel()])).T.reshape(2, *shape)
+
+
 def _nodes(shape: tuple[int, int]) -> np.ndarray:
     """Pixel coordinates (x, y) all over an image, to its edges and dense there."""
     unit = -np.cos(np.pi * np.arange(_NODES) / (_NODES - 1))
@@ -119,7 +152,7 @@ def _between(nodes: np.ndarray) -> np.ndarray:
     return ((square[1:, 1:] + square[:-1, :-1]) / 2).reshape(-1, 2)
 
 
-def _to_unit(at: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _to_unit(at: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
     return (2 * at - low - high) / (high - low)
 
 

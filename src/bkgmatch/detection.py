@@ -1,0 +1,100 @@
+"""Sources of a mosaic, and masks that hold their light."""
+
+import numpy as np
+from photutils.background import Background2D
+from photutils.segmentation import detect_sources
+from scipy import ndimage
+
+from bkgmatch.options import ImageForImageOptions
+
+__all__ = ["deviation", "find_sources", "flat_mosaic"]
+
+_FWHM = 2.3548
+_RINGS = 48
+_FEWEST_PIXELS = 0.3  # of the pixels of a box of the background that must be good
+
+
+def deviation(values: np.ndarray) -> float:
+    """Return the standard deviation of normal deviates, from the median of absolute values; NaN without finite ones."""
+    values = values[np.isfinite(values)]
+    return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else float("nan")
+
+
+def flat_mosaic(image: np.ndarray, boxsize: int) -> np.ndarray:
+    """
+    Subtract the background of a mosaic.
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx)
+        Mosaic, NaN where there is no data.
+    boxsize : int
+        Side of the boxes in which the background is measured, in pixels; 0: one level for all.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx)
+        Mosaic whose background is zero.
+    """
+    if not boxsize:
+        return image - np.nanmedian(image)
+    missing = ~np.isfinite(image)
+    percentile = 100 * (1 - _FEWEST_PIXELS)
+    return image - Background2D(image, boxsize, coverage_mask=missing, exclude_percentile=percentile).background
+
+
+def find_sources(
+    image: np.ndarray, count: np.ndarray, options: ImageForImageOptions, light: float | None = None
+) -> np.ndarray:
+    """
+    Find the pixels of sources in a mosaic.
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx)
+        Mosaic, its background zero; NaN where there is no data.
+    count : ndarray, shape (ny, nx)
+        Number of exposures in each pixel: the noise goes as one over its root.
+    options : ImageForImageOptions
+        Threshold, number of pixels, smoothing.
+    light : float, optional
+        Masks grow until the mean of what is left around them is less than this; by default they do not grow.
+
+    Returns
+    -------
+    ndarray of bool, shape (ny, nx)
+        True on sources.
+    """
+    root = np.sqrt(count)
+    signal = _smoothed(np.where(np.isfinite(image), image, 0) * root, options.kernel_fwhm)
+    signal[~np.isfinite(image)] = np.nan
+    noise = deviation(signal)
+    if not noise > 0:
+        return np.zeros(image.shape, dtype=bool)
+    segments = detect_sources(
+        signal / noise, options.snr_threshold, n_pixels=options.npixels, mask=~np.isfinite(signal)
+    )
+    if segments is None:
+        return np.zeros(image.shape, dtype=bool)
+    return segments.data > 0 if light is None else _grown(segments.data, image, light)
+
+
+def _smoothed(image: np.ndarray, fwhm: float) -> np.ndarray:
+    return ndimage.gaussian_filter(image, fwhm / _FWHM) if fwhm else image.copy()
+
+
+def _grown(labels: np.ndarray, image: np.ndarray, light: float) -> np.ndarray:
+    """
+    Grow masks, ring by ring of one pixel, until the mean of the light in a ring is less than the limit.
+
+    Each ring has the pixels that are nearest to its source: the profile of the source itself says how far it reaches.
+    """
+    distance, nearest = ndimage.distance_transform_edt(labels == 0, return_indices=True)
+    owner = labels[tuple(nearest)]
+    ring = np.ceil(distance).astype(np.int32)
+    near = (ring > 0) & (ring <= _RINGS) & np.isfinite(image)
+    place, size = owner[near] * (_RINGS + 1) + ring[near], (int(labels.max()) + 1) * (_RINGS + 1)
+    total, number = np.bincount(place, image[near], size), np.bincount(place, minlength=size)
+    mean = np.divide(total, number, out=np.zeros(size), where=number > 0).reshape(-1, _RINGS + 1)
+    reach = np.argmax(mean[:, 1:] < light, axis=1)
+    return ring <= reach[owner]

@@ -1,0 +1,69 @@
+"""Which exposures may serve the background of which."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bkgmatch.options import ImageForImageOptions
+
+__all__ = ["Donors", "find_donors"]
+
+_ARCSEC = np.pi / 648000
+
+
+@dataclass(frozen=True)
+class Donors:
+    """
+    Which exposures serve which.
+
+    Parameters
+    ----------
+    serves : ndarray of bool, shape (n, n)
+        ``serves[t, d]``: exposure d is part of the background of exposure t; none for those that have too few.
+    lacking : tuple of str
+        For each exposure why it has too few; empty if it has enough.
+    """
+
+    serves: np.ndarray
+    lacking: tuple[str, ...]
+
+
+def find_donors(centres: np.ndarray, times: Sequence[float | None], options: ImageForImageOptions) -> Donors:
+    """
+    Find which exposures of one kind may serve which.
+
+    Parameters
+    ----------
+    centres : ndarray, shape (n, 3)
+        Middle of each exposure, as a unit vector.
+    times : sequence of float or None
+        Time of each exposure, in days; one without a time may serve all.
+    options : ImageForImageOptions
+        Longest time and least distance between exposures, and fewest members.
+
+    Returns
+    -------
+    Donors
+        The same for exposures in any order.
+    """
+    other = ~np.eye(len(centres), dtype=bool)
+    when = np.array([np.nan if time is None else time for time in times], dtype=float)
+    late = other & (np.abs(when[:, None] - when) > (np.inf if options.max_dt is None else options.max_dt))
+    chord = np.linalg.norm(centres[:, None] - centres, axis=2)
+    close = other & (2 * np.arcsin(np.clip(chord / 2, 0, 1)) < options.min_offset * _ARCSEC)
+    serves = other & ~late & ~close
+    left = serves.sum(axis=1)
+    few = left < options.min_members
+    numbers = zip(few, left, late.sum(axis=1), close.sum(axis=1), strict=True)
+    lacking = tuple(_reason(options, len(few) - 1, *counts) if is_few else "" for is_few, *counts in numbers)
+    return Donors(serves & ~few[:, None], lacking)
+
+
+def _reason(options: ImageForImageOptions, others: int, left: int, late: int, close: int) -> str:
+    if not others:
+        return "there is no other exposure of its detector, filter, subarray and readout"
+    return (
+        f"{left} of {others} other exposures of its kind can serve it, fewer than min_members={options.min_members}; "
+        f'{late} are more than max_dt={options.max_dt} days away, {close} less than min_offset={options.min_offset:g}"'
+    )

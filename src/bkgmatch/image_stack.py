@@ -1,0 +1,171 @@
+"""The exposures of one detector, and the merging of the others for each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from bkgmatch.detection import deviation
+from bkgmatch.donors import Donors, find_donors
+from bkgmatch.exposures import Exposure
+from bkgmatch.footprints import sky_vectors
+from bkgmatch.holes import fill_holes
+from bkgmatch.image_samples import measure_standards, sample_rows
+from bkgmatch.leave_one_out import merge_others, variance_of_middle
+from bkgmatch.options import ImageForImageOptions, MergeMethod
+
+__all__ = ["Background", "ImageStack"]
+
+_LEAST_KNOWN = 0.1  # part of the pixels whose variance must be given for it to be used
+_SMOOTHING = 3.0  # pixels: structure that is finer than this does not go on through a hole
+
+
+@dataclass(frozen=True)
+class Background:
+    """
+    Background image of an exposure.
+
+    Parameters
+    ----------
+    value : ndarray of float32, shape (ny, nx)
+        Background; finite everywhere. Pixels without donors are interpolated.
+    variance : ndarray of float32, shape (ny, nx)
+        Its variance.
+    donors : ndarray of uint16, shape (ny, nx)
+        Number of exposures that it was made of.
+    """
+
+    value: np.ndarray
+    variance: np.ndarray
+    donors: np.ndarray
+
+
+class ImageStack:
+    """
+    Exposures of one kind: their pixels, the masks of their sources, and what the others say of each.
+
+    Parameters
+    ----------
+    exposures : sequence of Exposure
+        Exposures of the same detector, filter, and so on.
+    options : ImageForImageOptions
+        Options.
+    cores : int
+        Number of threads.
+    scratch : Path, optional
+        Folder to keep the pixels in, rather than in memory. The files stay there.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ.
+    """
+
+    def __init__(
+        self, exposures: Sequence[Exposure], options: ImageForImageOptions, *, cores: int, scratch: Path | None
+    ) -> None:
+        self._options, self._cores, self._scratch = options, cores, scratch
+        self.exposures = tuple(exposures)
+        inverse = np.zeros(0)
+        for i, exposure in enumerate(exposures):
+            pixels = exposure.read()
+            if i == 0:
+                self.images = self._array("images", pixels.data.shape, np.float32)
+                self.sources = self._array("sources", pixels.data.shape, np.bool_)
+                inverse = np.zeros(pixels.data.shape)
+            elif pixels.data.shape != self.shape:
+                raise ValueError(
+                    f"{exposure.name} has the shape {pixels.data.shape}, {exposures[0].name} {self.shape}: exposures "
+                    "of one detector and subarray must have one shape"
+                )
+            self.images[i] = pixels.image()
+            inverse += _inverse_variance(pixels.variance, self.images[i])
+        self.values = self._array("values", self.shape, np.float32)
+        self.counts = np.zeros((0, *self.shape), dtype=np.uint16)
+        self._variance = _common_variance(inverse, len(exposures))
+        self.donors = self._find_donors()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of an exposure."""
+        return self.images.shape[1:]
+
+    def merge(self, method: MergeMethod) -> None:
+        """Merge, for each exposure, the pixels of the others that are not on sources."""
+        sigma = np.sqrt(self._variance)
+        rows, columns = sample_rows(self.shape)
+        sample = np.where(self.sources[:, rows, columns], np.nan, self.images[:, rows, columns])
+        serves, scale = self.donors.serves, self._options.scale
+        flat = sample.reshape(len(sample), -1)
+        self.standard = measure_standards(flat, sigma[rows, columns].ravel(), serves, scale)
+        for i, source in enumerate(self.sources):
+            alike = (self.images[i] - self.standard.offset[i]) / self.standard.factor[i]
+            self.values[i] = np.where(source, np.nan, alike)
+        noise = sigma * np.median(self.standard.noise)
+        clip = {"noise": noise, "sigma": self._options.sigma, "out": self.values, "cores": self._cores}
+        _, self.counts = merge_others(self.values, serves, method=method, **clip)
+        self._method = method
+
+    def subtract(self) -> float:
+        """Replace what has been merged by the exposures less their backgrounds; return the rms of a pixel."""
+        rms = []
+        for i, image in enumerate(self.images):
+            left = image - self._background(i) if self.has_background(i) else np.full_like(image, np.nan)
+            rows_columns = sample_rows(self.shape)
+            sample = np.where(self.sources[i], np.nan, left)[rows_columns]
+            left -= np.nanmedian(sample) if np.isfinite(sample).any() else 0
+            self.values[i] = left
+            rms.append(deviation(sample))
+        return float(np.nanmedian(rms))
+
+    def has_background(self, i: int) -> bool:
+        """Whether any pixel of an exposure has a background."""
+        return bool(np.isfinite(self.standard.level[i]) and self.counts[i].any())
+
+    def background(self, i: int) -> Background:
+        """Background of an exposure, after merging."""
+        donors = self.counts[i]
+        noise = np.mean(self.standard.noise[self.donors.serves[i]] ** 2)
+        variance = self._variance * noise * variance_of_middle(donors, self._method)
+        filled = fill_holes(self.values[i], donors > 0)
+        fine = deviation((filled - ndimage.gaussian_filter(filled, _SMOOTHING))[donors > 0])
+        variance[donors == 0] += fine**2
+        factor = self.standard.factor[i]
+        return Background(self._scaled(i, filled), (factor**2 * variance).astype(np.float32), donors)
+
+    def _background(self, i: int) -> np.ndarray:
+        return self._scaled(i, fill_holes(self.values[i], self.counts[i] > 0))
+
+    def _scaled(self, i: int, pattern: np.ndarray) -> np.ndarray:
+        return (self.standard.offset[i] + self.standard.factor[i] * pattern).astype(np.float32)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        whole = (len(self.exposures), *shape)
+        if self._scratch is None:
+            return np.zeros(whole, dtype=dtype)
+        return np.lib.format.open_memmap(self._scratch / f"{name}.npy", mode="w+", dtype=dtype, shape=whole)
+
+    def _find_donors(self) -> Donors:
+        ny, nx = self.shape
+        middle = np.array([[(nx - 1) / 2, (ny - 1) / 2]])
+        centres = np.concatenate([sky_vectors(e.wcs, middle) for e in self.exposures])
+        return find_donors(centres, [e.time for e in self.exposures], self._options)
+
+
+def _inverse_variance(variance: np.ndarray | None, image: np.ndarray) -> np.ndarray | float:
+    """One over the variance of each pixel, 0 where it is not known."""
+    if variance is None:
+        return 0.0
+    known = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+    return np.divide(1, variance, out=np.zeros(image.shape), where=known)
+
+
+def _common_variance(inverse: np.ndarray, n: int) -> np.ndarray:
+    """Variance of a pixel of one exposure: harmonic mean, which sources hardly change; 1 if too few are known."""
+    known = inverse > 0
+    if known.mean() < _LEAST_KNOWN:
+        return np.ones(inverse.shape)
+    typical = np.median(inverse[known])
+    return n / np.where(known, inverse, typical)

@@ -1,0 +1,203 @@
+"""Mosaics: made of exposures or given, and masks of their pixels on the exposures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from bkgmatch.cells import resampled
+from bkgmatch.execution import run
+from bkgmatch.footprints import angles, footprint, sky_vectors
+from bkgmatch.grids import Grid, common_grid
+from bkgmatch.images import FitsImage
+from bkgmatch.leave_one_out import merge_all
+from bkgmatch.pixel_maps import PixelMap, pixel_map, positions_in_plane
+from bkgmatch.reprojected import SkyWcs
+
+__all__ = ["Canvas", "Mosaic", "read_mosaic"]
+
+_TILE = 512
+_SIGMA = 4.0
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """
+    An image of the sky.
+
+    Parameters
+    ----------
+    name : str
+        Name for messages.
+    image : ndarray, shape (ny, nx)
+        Surface brightness, NaN where there is no data; or a mask.
+    count : ndarray, shape (ny, nx)
+        Number of exposures in each pixel, or anything that goes as the inverse of the variance.
+    to_pixels : callable
+        ``to_pixels(vectors) -> pixels``: unit vectors, shape (n, 3), to pixel coordinates (x, y), shape (n, 2).
+    header : WCS
+        FITS WCS, for files.
+    """
+
+    name: str
+    image: np.ndarray
+    count: np.ndarray
+    to_pixels: Callable[[np.ndarray], np.ndarray]
+    header: WCS
+
+    def on_exposure(self, wcs: Callable, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Find the pixel of the mosaic under each pixel of an exposure.
+
+        Parameters
+        ----------
+        wcs : callable
+            ``wcs(x, y) -> (ra, dec)`` in degrees.
+        shape : tuple of int
+            Shape of the exposure, (ny, nx).
+
+        Returns
+        -------
+        place : ndarray of int, shape (ny, nx)
+            Index in the flattened mosaic; 0 outside it.
+        inside : ndarray of bool, shape (ny, nx)
+            Whether the mosaic has data there.
+        """
+        x, y = np.rint(positions_in_plane(lambda pixels: self.to_pixels(sky_vectors(wcs, pixels)), shape))
+        ny, nx = self.image.shape
+        inside = (x >= 0) & (y >= 0) & (x < nx) & (y < ny)
+        place = np.where(inside, y * nx + x, 0).astype(np.int64)
+        return place, inside & np.isfinite(self.image).ravel()[place]
+
+
+def read_mosaic(path: str | Path) -> Mosaic:
+    """
+    Read a mosaic, or a mask or segmentation image of one.
+
+    Parameters
+    ----------
+    path : str or Path
+        FITS file with a celestial WCS in its header, or a JWST file.
+
+    Returns
+    -------
+    Mosaic
+        Its first image with two dimensions, or SCI. Its pixels count alike, unless it has weights (WHT).
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If it is no image, or has no celestial WCS.
+    """
+    found = FitsImage.open(path)
+    outline = footprint(np.ones(found.shape, dtype=bool), found.wcs, overlap="footprint")
+    wcs = SkyWcs(found.wcs, outline)
+
+    def to_pixels(vectors: np.ndarray) -> np.ndarray:
+        return np.column_stack(wcs.world_to_pixel_values(*angles(vectors)))
+
+    with fits.open(found.path) as hdus:
+        header = WCS(hdus[found.extension].header, hdus)
+        image = np.array(hdus[found.extension].data, dtype=np.float32)
+        weight = np.array(hdus["WHT"].data, dtype=np.float32) if "WHT" in hdus else np.ones_like(image)
+    image[~(weight > 0)] = np.nan
+    return Mosaic(str(path), image, np.nan_to_num(weight), to_pixels, header)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """
+    A grid that holds exposures, to make mosaics on.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid.
+    low : ndarray of int, shape (2,)
+        First cell (x, y).
+    shape : tuple of int
+        Number of rows and columns.
+    maps : tuple of PixelMap
+        Where its cells lie in each exposure.
+    """
+
+    grid: Grid
+    low: np.ndarray
+    shape: tuple[int, int]
+    maps: tuple[PixelMap, ...]
+
+    @classmethod
+    def of(cls, wcss: Sequence[Callable], shape: tuple[int, int]) -> "Canvas":
+        """
+        Find a grid for exposures, its cells as large as their pixels.
+
+        Parameters
+        ----------
+        wcss : sequence of callable
+            ``wcs(x, y) -> (ra, dec)`` in degrees, of each exposure.
+        shape : tuple of int
+            Shape of the exposures.
+
+        Returns
+        -------
+        Canvas
+            The grid.
+        """
+        everywhere = np.ones(shape, dtype=bool)
+        outlines = [footprint(everywhere, wcs, overlap="footprint") for wcs in wcss]
+        grid = common_grid(outlines)
+        maps = tuple(pixel_map(outline, wcs, grid.of) for outline, wcs in zip(outlines, wcss, strict=True))
+        low = np.floor(np.min([where.low for where in maps], axis=0)).astype(int)
+        nx, ny = np.ceil(np.max([where.high for where in maps], axis=0)).astype(int) - low + 1
+        return cls(grid, low, (int(ny), int(nx)), maps)
+
+    def to_pixels(self, vectors: np.ndarray) -> np.ndarray:
+        """Pixel coordinates (x, y), shape (n, 2), of unit vectors, shape (n, 3)."""
+        return self.grid.of(vectors) - self.low
+
+    def mosaic(self, image: Callable[[int], np.ndarray], noise: float, *, cores: int = 1) -> Mosaic:
+        """
+        Make the mosaic: mean of the exposures, interpolated bilinearly, without outliers.
+
+        Parameters
+        ----------
+        image : callable
+            ``image(i)``: exposure i, NaN where it is not good. Called for each square of cells that it touches.
+        noise : float
+            Standard deviation of a pixel.
+        cores : int
+            Number of threads.
+
+        Returns
+        -------
+        Mosaic
+            The mosaic.
+        """
+        value = np.full(self.shape, np.nan, dtype=np.float32)
+        count = np.zeros(self.shape, dtype=np.uint16)
+
+        def fill(corner: tuple[int, int]) -> None:
+            y, x = corner
+            rows, columns = (
+                np.arange(start, min(start + _TILE, n)) for start, n in zip(corner, self.shape, strict=True)
+            )
+            cells = columns + self.low[0], rows + self.low[1]
+            here = [resampled(image(i), where, *cells) for i, where in enumerate(self.maps) if _touch(where, *cells)]
+            if here:
+                square = slice(y, y + len(rows)), slice(x, x + len(columns))
+                value[square], count[square] = merge_all(np.array(here), noise, _SIGMA)
+
+        corners = [(y, x) for y in range(0, self.shape[0], _TILE) for x in range(0, self.shape[1], _TILE)]
+        run(fill, corners, cores=cores)
+        return Mosaic("the mosaic of the exposures", value, count, self.to_pixels, self.grid.header(self.low))
+
+
+def _touch(where: PixelMap, columns: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether cells may lie on an exposure."""
+    first, last = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]])
+    return bool((last >= where.low).all() and (first <= where.high).all())
