@@ -4,11 +4,19 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-__all__ = ["LevelMatchStep", "MRSIMatchStep", "SkyMatchStep", "__version__", "apply_background_2d"]
+__all__ = [
+    "ImageForImageStep",
+    "LevelMatchStep",
+    "MRSIMatchStep",
+    "SkyMatchStep",
+    "__version__",
+    "apply_background_2d",
+]
 
 __version__ = version("bkgmatch")
 
 _LAZY = {
+    "ImageForImageStep": "bkgmatch.steps.image_for_image",
     "LevelMatchStep": "bkgmatch.steps.level_match",
     "MRSIMatchStep": "bkgmatch.steps.mrs_imatch",
     "SkyMatchStep": "bkgmatch.steps.skymatch",

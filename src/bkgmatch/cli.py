@@ -72,7 +72,10 @@ def _parser() -> argparse.ArgumentParser:
 
     undo = commands.add_parser("undo", help="add subtracted levels back")
     undo.add_argument(
-        "files", nargs="+", type=Path, help="matched exposures (*_skymatch.fits, *_levelmatch.fits, *_mrsimatch.fits)"
+        "files",
+        nargs="+",
+        type=Path,
+        help="exposures (*_skymatch.fits, *_levelmatch.fits, *_mrsimatch.fits, *_i4i.fits)",
     )
     undo.add_argument("--out", type=Path, default=Path("undone"), help="folder to write [%(default)s]")
     undo.set_defaults(run=_undo)

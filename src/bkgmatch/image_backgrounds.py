@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from regions import SkyRegion
@@ -62,8 +62,9 @@ class ImageBackgrounds:
         Part of the good pixels that are on sources; that have no donor; and that the given mosaic or mask covers.
     donors : ndarray, shape (n,)
         Median number of donors of a good pixel.
-    mosaics : tuple of Mosaic
-        Mask of the sources, 1 on them, for each kind of exposures.
+    masks : dict
+        Masks of mosaics, 1 on sources, by kind of exposures and number: that of the given mosaic or mask, and that of
+        the mosaic of the exposures.
     """
 
     names: tuple[str, ...]
@@ -75,7 +76,7 @@ class ImageBackgrounds:
     holes: np.ndarray
     covered: np.ndarray
     donors: np.ndarray
-    mosaics: tuple[Mosaic, ...]
+    masks: dict[tuple[Any, int], Mosaic]
     _stacks: tuple[tuple[ImageStack, int], ...]
 
     def background(self, i: int) -> Background:
@@ -154,7 +155,7 @@ def make_backgrounds(
     for number, kind in enumerate(dict.fromkeys(given)):
         members = [i for i, other in enumerate(given) if other == kind]
         stack = ImageStack([exposures[i] for i in members], options, cores=cores, scratch=_subfolder(scratch, number))
-        parts.append(_Part(members, stack, *_merge(stack, options, guide, cores)))
+        parts.append(_Part(kind, members, stack, *_merge(stack, options, guide, cores)))
     return _gathered(exposures, parts)
 
 
@@ -218,6 +219,7 @@ def _paint(stack: ImageStack, masks: Sequence[Mosaic], guide: SourceGuide) -> li
 class _Part(NamedTuple):
     """Exposures of one kind: their numbers, their pixels, and their masks."""
 
+    kind: Hashable
     members: list[int]
     stack: ImageStack
     masks: list[Mosaic]
@@ -232,7 +234,7 @@ def _gathered(exposures: Sequence[Exposure], parts: Sequence[_Part]) -> ImageBac
         names=tuple(e.name for e in exposures),
         status=tuple(row.status for row in rows),
         members=tuple(row.members for row in rows),
-        mosaics=tuple(mask for part in parts for mask in part.masks),
+        masks={(part.kind, number): mask for part in parts for number, mask in enumerate(part.masks, 1)},
         _stacks=tuple((part.stack, k) for part, k in (found[i] for i in range(len(exposures)))),
         **columns,
     )

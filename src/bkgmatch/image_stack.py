@@ -112,7 +112,7 @@ class ImageStack:
         """Replace what has been merged by the exposures less their backgrounds; return the rms of a pixel."""
         rms = []
         for i, image in enumerate(self.images):
-            left = image - self._background(i) if self.has_background(i) else np.full_like(image, np.nan)
+            left = image - self._scaled(i, self._filled(i)) if self.has_background(i) else np.full_like(image, np.nan)
             rows_columns = sample_rows(self.shape)
             sample = np.where(self.sources[i], np.nan, left)[rows_columns]
             left -= np.nanmedian(sample) if np.isfinite(sample).any() else 0
@@ -129,14 +129,14 @@ class ImageStack:
         donors = self.counts[i]
         noise = np.mean(self.standard.noise[self.donors.serves[i]] ** 2)
         variance = self._variance * noise * variance_of_middle(donors, self._method)
-        filled = fill_holes(self.values[i], donors > 0)
+        filled = self._filled(i)
         fine = deviation((filled - ndimage.gaussian_filter(filled, _SMOOTHING))[donors > 0])
         variance[donors == 0] += fine**2
         factor = self.standard.factor[i]
         return Background(self._scaled(i, filled), (factor**2 * variance).astype(np.float32), donors)
 
-    def _background(self, i: int) -> np.ndarray:
-        return self._scaled(i, fill_holes(self.values[i], self.counts[i] > 0))
+    def _filled(self, i: int) -> np.ndarray:
+        return fill_holes(self.values[i], self.counts[i] > 0, np.isfinite(self.images[i]))
 
     def _scaled(self, i: int, pattern: np.ndarray) -> np.ndarray:
         return (self.standard.offset[i] + self.standard.factor[i] * pattern).astype(np.float32)

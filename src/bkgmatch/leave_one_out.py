@@ -44,7 +44,7 @@ def merge_others(
     sigma : float
         Limit of these.
     out : ndarray of float32, shape (n, ny, nx), optional
-        Where to write the result.
+        Where to write the result: other memory than the stack, or the stack itself.
     cores : int
         Number of threads.
 
@@ -73,25 +73,27 @@ def merge_others(
     >>> value.ravel()
     array([3., 3., 2., 2.], dtype=float32)
     """
-    _check(stack, donors, method, noise)
+    _check(stack, donors, method, noise, out)
     value = np.empty(stack.shape, dtype=np.float32) if out is None else out
     count = np.zeros(stack.shape, dtype=np.uint16)
-    _, ny, nx = stack.shape
+    donors = donors.astype(bool)
+    n, ny, nx = stack.shape
     pools = list(_pools(donors))
 
     def merge_strip(rows: slice) -> None:
-        block = np.asarray(stack[:, rows], dtype=np.float32).reshape(len(stack), -1)
+        part = np.asarray(stack[:, rows], dtype=np.float32)
+        block = part.reshape(n, part[0].size)
         limit = None if noise is None else sigma * np.asarray(noise[rows], dtype=np.float32).ravel()
         merged = np.full(block.shape, np.nan, dtype=np.float32)
         number = np.zeros(block.shape, dtype=np.uint16)
         kept = block if method == "median" or limit is None else _without_outliers(block, limit)
         merge = _medians if method == "median" else _means
-        for members, excluded in pools:
-            merged[members], number[members] = merge(kept[members], excluded)
-        value[:, rows] = merged.reshape(len(stack), -1, nx)
-        count[:, rows] = number.reshape(len(stack), -1, nx)
+        for members, serves in pools:
+            merged[members], number[members] = merge(kept[members], serves)
+        value[:, rows] = merged.reshape(part.shape)
+        count[:, rows] = number.reshape(part.shape)
 
-    height = max(1, _PIXELS // max(len(stack) * nx * cores, 1))
+    height = max(1, _PIXELS // max(n * nx, 1))
     run(merge_strip, [slice(row, row + height) for row in range(0, ny, height)], cores=cores)
     return value, count
 
@@ -150,7 +152,9 @@ def variance_of_middle(count: np.ndarray, method: MergeMethod) -> np.ndarray:
     return (factor / n).astype(np.float32)[np.maximum(count, 1) - 1]
 
 
-def _check(stack: np.ndarray, donors: np.ndarray, method: str, noise: np.ndarray | None) -> None:
+def _check(
+    stack: np.ndarray, donors: np.ndarray, method: str, noise: np.ndarray | None, out: np.ndarray | None
+) -> None:
     if method not in get_args(MergeMethod):
         raise ValueError(f"method={method!r}: choose 'mean' or 'median'")
     if stack.ndim != 3:
@@ -161,15 +165,17 @@ def _check(stack: np.ndarray, donors: np.ndarray, method: str, noise: np.ndarray
         raise ValueError("an image cannot serve itself: the diagonal of donors must be False")
     if noise is not None and noise.shape != stack.shape[1:]:
         raise ValueError(f"the noise has shape {noise.shape}, the images {stack.shape[1:]}")
+    if out is not None and (out.shape != stack.shape or out.dtype.newbyteorder("=") != np.float32):
+        raise ValueError(f"out must be float32 of shape {stack.shape}, got {out.dtype} of shape {out.shape}")
 
 
 def _pools(donors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield sets of images that serve each other, and who of them does not serve whom."""
+    """Yield sets of images that serve each other, and which of them serves which."""
     _, pool = connected_components(sparse.csr_array(donors), directed=False)
     for number in range(pool.max(initial=-1) + 1):
         members = np.flatnonzero(pool == number)
         if len(members) > 1:
-            yield members, ~donors[np.ix_(members, members)]
+            yield members, donors[np.ix_(members, members)]
 
 
 def _without_outliers(block: np.ndarray, limit: np.ndarray) -> np.ndarray:
@@ -180,24 +186,22 @@ def _without_outliers(block: np.ndarray, limit: np.ndarray) -> np.ndarray:
         return np.where(np.abs(block - median) > limit, np.float32(np.nan), block)
 
 
-def _means(block: np.ndarray, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and number of the images that are not excluded, for each image."""
+def _means(block: np.ndarray, donors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and number of the donors of each image."""
     known = np.isfinite(block)
-    values = np.where(known, block, 0).astype(np.float64)
-    away = sparse.csr_array(excluded.astype(np.float64))
-    total = values.sum(axis=0) - away @ values
-    number = known.sum(axis=0) - away @ known.astype(np.float64)
+    total = donors.astype(np.float64) @ np.where(known, block, 0)
+    number = donors.astype(np.float32) @ known.astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(number > 0, total / number, np.nan).astype(np.float32), number.astype(np.uint16)
+        return (total / number).astype(np.float32), number.astype(np.uint16)
 
 
-def _medians(block: np.ndarray, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median and number of the images that are not excluded, for each image."""
+def _medians(block: np.ndarray, donors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and number of the donors of each image."""
     order, known = np.sort(block.T, axis=1), np.isfinite(block)
     total = known.sum(axis=0, dtype=np.int32)
     value, number = np.empty(block.shape, dtype=np.float32), np.empty(block.shape, dtype=np.uint16)
-    sets, set_of = np.unique(excluded, axis=0, return_inverse=True)
-    for k, left_out in enumerate(sets):
+    sets, set_of = np.unique(donors, axis=0, return_inverse=True)
+    for k, left_out in enumerate(~sets):
         targets = set_of.ravel() == k
         number[targets] = total - known[left_out].sum(axis=0, dtype=np.int32)
         value[targets] = _middle(order, total, np.sort(block[left_out], axis=0))
@@ -233,4 +237,5 @@ def _middle(order: np.ndarray, total: np.ndarray, left_out: np.ndarray) -> np.nd
         return flat.take(place, mode="clip")
 
     low, high = at_rank((rest - 1) // 2), at_rank(rest // 2)
-    return np.where(rest > 0, (low + high) / np.float32(2), np.float32(np.nan))
+    mean = (low + high + np.float32(0)) / np.float32(2)  # as NumPy has it: -0 becomes 0
+    return np.where(rest > 0, mean, np.float32(np.nan))

@@ -1,5 +1,6 @@
 """Mosaics: made of exposures or given, and masks of their pixels on the exposures."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,16 @@ class Mosaic:
         inside = (x >= 0) & (y >= 0) & (x < nx) & (y < ny)
         place = np.where(inside, y * nx + x, 0).astype(np.int64)
         return place, inside & np.isfinite(self.image).ravel()[place]
+
+    def write(self, path: Path) -> None:
+        """Save the image as a mask, 1 where it is not zero, with its WCS; it can be read again."""
+        header = self.header.to_header(relax=True)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            fits.PrimaryHDU((np.nan_to_num(self.image) != 0).astype(np.uint8), header).writeto(part, overwrite=True)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def read_mosaic(path: str | Path) -> Mosaic:

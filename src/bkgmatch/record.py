@@ -9,13 +9,15 @@ import numpy as np
 from astropy.table import Table, vstack
 from astropy.units import Unit, arcsec
 
+from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
-from bkgmatch.options import LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
+from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
 from bkgmatch.spectra import SpectralMatch
 
 __all__ = [
     "exposure_table",
+    "image_table",
     "level_pair_table",
     "level_table",
     "pair_table",
@@ -255,6 +257,48 @@ def spectral_pair_table(matches: Mapping[tuple[str, str], SpectralMatch], *, uni
     return _with_unit(table, unit, "offset", "sigma", "residual")
 
 
+def image_table(
+    backgrounds: ImageBackgrounds, options: ImageForImageOptions, *, unit: str = "", **parameters: object
+) -> Table:
+    """
+    Tabulate the backgrounds of exposures.
+
+    Parameters
+    ----------
+    backgrounds : ImageBackgrounds
+        The backgrounds.
+    options : ImageForImageOptions
+        Options that they were made with; they go into the metadata.
+    unit : str
+        Unit of the data.
+    **parameters
+        Other parameters to keep in the metadata.
+
+    Returns
+    -------
+    Table
+        Columns name, level, rms (of source-free pixels, after subtraction), n_members, donors (median of the good
+        pixels), masked, holes, covered (parts of the good pixels), status, members; sorted by name.
+    """
+    table = Table(
+        {
+            "name": list(backgrounds.names),
+            "level": backgrounds.level,
+            "rms": backgrounds.rms,
+            "n_members": [len(members) for members in backgrounds.members],
+            "donors": backgrounds.donors,
+            "masked": backgrounds.masked,
+            "holes": backgrounds.holes,
+            "covered": backgrounds.covered,
+            "status": list(backgrounds.status),
+            "members": [" ".join(members) for members in backgrounds.members],
+        },
+        meta={"bkgmatch": version("bkgmatch"), "options": asdict(options) | parameters},
+    )
+    table.sort("name")
+    return _with_unit(table, unit, "level", "rms")
+
+
 def _by_name(names: Sequence[str], first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Names of pairs, the lesser first, and the sign of their differences then."""
     one, two = np.array(names)[first], np.array(names)[second]
@@ -320,6 +364,8 @@ def read_levels(path: str | Path) -> tuple[dict[str, tuple[float, float]], str]:
             raise ValueError("it is a table of pairs; give that of the exposures, without _pairs")
         if "slope_east" in table.colnames:
             raise ValueError("it is a table of LevelMatchStep; only those of SkyMatchStep can be applied again")
+        if "n_members" in table.colnames:
+            raise ValueError("it is a table of ImageForImageStep; only those of SkyMatchStep can be applied again")
         if "coefficients" in table.colnames:
             raise ValueError("it is a table of MRSIMatchStep; only those of SkyMatchStep can be applied again")
         skymethod = str(table.meta["options"]["skymethod"])

@@ -17,4 +17,5 @@ def get_steps() -> list[tuple[str, str, bool]]:
         ("bkgmatch.SkyMatchStep", "bkg_skymatch", False),
         ("bkgmatch.LevelMatchStep", "level_match", False),
         ("bkgmatch.MRSIMatchStep", "bkg_mrs_imatch", False),
+        ("bkgmatch.ImageForImageStep", "image_for_image", False),
     ]

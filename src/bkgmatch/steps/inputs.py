@@ -85,7 +85,9 @@ def check_outputs(step: Step, files: list[Path]) -> None:
             raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
 
 
-def open_inputs(step: Step, inputs: Sequence[Any]) -> tuple[ModelLibrary, list[Path]]:
+def open_inputs(
+    step: Step, inputs: Sequence[Any], exptypes: list[str] | None = None
+) -> tuple[ModelLibrary, list[Path]]:
     """
     Check and open what a step is given.
 
@@ -95,13 +97,15 @@ def open_inputs(step: Step, inputs: Sequence[Any]) -> tuple[ModelLibrary, list[P
         The step, with its parameters.
     inputs : sequence
         Its arguments: one association, file, container, library or list; or several files.
+    exptypes : list of str, optional
+        Types of the members of an association that are exposures; by default all are.
 
     Returns
     -------
     library : ModelLibrary
         The library, not yet entered.
     files : list of Path
-        The exposures, if they are all given as files; else nothing.
+        The exposures, and other members of the association, if they are all given as files; else nothing.
 
     Raises
     ------
@@ -111,7 +115,8 @@ def open_inputs(step: Step, inputs: Sequence[Any]) -> tuple[ModelLibrary, list[P
     given = inputs[0] if len(inputs) == 1 else list(inputs)
     files = check_inputs(given)
     check_outputs(step, files)
-    return open_library(step.prepare_output(given, open_models=False), in_memory=step.in_memory), files
+    prepared = step.prepare_output(given, open_models=False)
+    return open_library(prepared, in_memory=step.in_memory, exptypes=exptypes), files
 
 
 def plain_names(names: Sequence[Any] | None) -> list[str] | None:
@@ -146,7 +151,7 @@ def number_of_cores(maximum_cores: str, most: int) -> int:
     return int(compute_num_cores(maximum_cores, most, os.cpu_count() or 1))
 
 
-def open_library(init: Any, *, in_memory: bool) -> ModelLibrary:
+def open_library(init: Any, *, in_memory: bool, exptypes: list[str] | None = None) -> ModelLibrary:
     """
     Open exposures as a library.
 
@@ -156,6 +161,8 @@ def open_library(init: Any, *, in_memory: bool) -> ModelLibrary:
         Association, file, files, model, models, container or library.
     in_memory : bool
         If False, an association is kept in temporary files.
+    exptypes : list of str, optional
+        Types of the members of an association to open; by default all.
 
     Returns
     -------
@@ -170,7 +177,7 @@ def open_library(init: Any, *, in_memory: bool) -> ModelLibrary:
     if isinstance(init, ModelLibrary):
         return init
     if is_association(init):
-        return _open_association(init, on_disk=not in_memory)
+        return _open_association(init, on_disk=not in_memory, asn_exptypes=exptypes)
     if not in_memory:
         log.info("in_memory=False has an effect only for associations: these inputs stay in memory")
     members = [init] if isinstance(init, str | Path | JwstDataModel) else list(init or [])
@@ -182,9 +189,9 @@ def open_library(init: Any, *, in_memory: bool) -> ModelLibrary:
     return ModelLibrary([m if isinstance(m, JwstDataModel) else read_file(m, datamodels.open) for m in members])
 
 
-def _open_association(init: str | Path | dict, *, on_disk: bool) -> ModelLibrary:
+def _open_association(init: str | Path | dict, **settings: Any) -> ModelLibrary:
     try:
-        return ModelLibrary(init, on_disk=on_disk)
+        return ModelLibrary(init, **settings)
     except Exception:
         for file in _input_files(init):
             read_file(file, read_metadata)

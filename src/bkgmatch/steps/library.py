@@ -1,6 +1,7 @@
 """A library of JWST models as exposures of the core."""
 
 import logging
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,10 +28,14 @@ log = logging.getLogger("stpipe.bkgmatch.library")
 __all__ = ["LibraryExposures", "bad_dq_bits", "full_name", "stem", "unique_names"]
 
 
+_OUR_SUFFIX = re.compile("_(levelmatch|mrsimatch|i4i)$")
+
+
 def stem(name: str) -> str:
     """Name of an exposure without folder, extension and known suffix (``_cal``, ``_skymatch``, ...)."""
     file, bracket, number = name.partition("[")  # models that share a file name are numbered
-    return f"{remove_suffix(Path(file).stem.removesuffix('_levelmatch'))[0]}{bracket}{number}"
+    root = _OUR_SUFFIX.sub("", Path(file).stem)
+    return f"{remove_suffix(root)[0]}{bracket}{number}"
 
 
 def full_name(given: str, policies: Sequence[str], names: Sequence[str]) -> str:
@@ -83,6 +88,7 @@ class _Known:
     file: str
     unit: str
     tile: Tile
+    seen: Any
 
 
 class LibraryExposures:
@@ -104,6 +110,10 @@ class LibraryExposures:
         File of sky regions.
     files : sequence of Path
         Where the exposures came from, as far as that is known: masks stand beside them.
+    find_wcs : callable, optional
+        ``find_wcs(model) -> wcs``, for a model that has none; it returns None if it finds none.
+    look : callable, optional
+        ``look(model)`` is called with each model once; `seen` keeps what it returns.
 
     Raises
     ------
@@ -120,13 +130,16 @@ class LibraryExposures:
         masks: Sequence[str] = (),
         regions: str | None = None,
         files: Sequence[Path] = (),
+        find_wcs: Callable[[JwstDataModel], Callable | None] = lambda model: None,
+        look: Callable[[JwstDataModel], Any] = lambda model: None,
     ) -> None:
         self._library = library
         self._lock = threading.Lock()
         self._bad_bits = bad_dq_bits(dqbits)
         self._regions = read_regions(regions) if regions else []
         groups = {index: str(name) for name, members in library.group_indices.items() for index in members}
-        known = [self._with_model(i, partial(_know, group=groups[i], subtract=subtract)) for i in range(len(library))]
+        know = partial(_know, subtract=subtract, find_wcs=find_wcs, look=look)
+        known = [self._with_model(i, partial(know, group=groups[i])) for i in range(len(library))]
         names = unique_names([k.name for k in known])
         self._known = [replace(k, name=name) for k, name in zip(known, names, strict=True)]
         self._masks = find_masks(masks, files or self._files()) if masks else None
@@ -137,6 +150,11 @@ class LibraryExposures:
     def names(self) -> list[str]:
         """Names of the exposures, made unique."""
         return [known.name for known in self._known]
+
+    @property
+    def seen(self) -> list[Any]:
+        """What has been looked at in each model."""
+        return [known.seen for known in self._known]
 
     @property
     def unit(self) -> str:
@@ -219,24 +237,26 @@ class LibraryExposures:
         return Pixels(data, good, None if err is None else np.square(err))
 
 
-def _know(model: JwstDataModel, *, group: str, subtract: bool | None) -> _Known:
+def _know(model: JwstDataModel, *, group: str, subtract: bool | None, find_wcs: Callable, look: Callable) -> _Known:
     name = model.meta.filename or "model"
     if getattr(model, "data", None) is None or model.data.ndim != 2:
         raise ValueError(f"{name}: sky matching needs 2-D images, this is a {type(model).__name__}")
-    if model.meta.wcs is None:
+    wcs = partial(model.meta.wcs, with_bounding_box=False) if model.meta.wcs is not None else find_wcs(model)
+    if wcs is None:
         raise ValueError(f"{name}: there is no WCS; run the assign_wcs step first")
     exposure, background = model.meta.exposure, model.meta.background
     times = (exposure.mid_time, exposure.start_time)
     return _Known(
         name=name,
         group=group,
-        wcs=partial(model.meta.wcs, with_bounding_box=False),
+        wcs=wcs,
         time=next((float(t) for t in times if t is not None), None),
         previous=0.0 if subtract is None else _previous_level(model, name, subtract=subtract),
         recorded=float(background.level or 0) if subtract is None and background.subtracted is False else 0.0,
         file=model.meta.filename or "",
         unit=model.meta.bunit_data or "",
         tile=tile_of(model),
+        seen=look(model),
     )
 
 

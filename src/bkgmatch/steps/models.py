@@ -11,6 +11,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import add_variance, remove_variance, shift
 from bkgmatch.images import check_copies
+from bkgmatch.steps.background_files import undo_background
 from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.plane_record import undo_plane
@@ -64,21 +65,28 @@ def skip(model: JwstDataModel) -> None:
     model.meta.cal_step.skymatch = "SKIPPED"
 
 
-def undo(model: JwstDataModel) -> bool:
+def undo(model: JwstDataModel, folder: Path = Path()) -> bool:
     """
-    Give back a model as it was before its levels were recorded or subtracted.
+    Give back a model as it was before its backgrounds were recorded or subtracted.
 
     Parameters
     ----------
     model : JwstDataModel
         Model; it is changed. The records of all matching are removed.
+    folder : Path
+        Folder of the background image, if ImageForImageStep has subtracted one.
 
     Returns
     -------
     bool
-        False if no level was recorded.
+        False if no background was recorded.
+
+    Raises
+    ------
+    ValueError
+        If the background image is not there.
     """
-    undone = [undo_polynomials(model), undo_plane(model), _undo_level(model)]
+    undone = [undo_background(model, folder), undo_polynomials(model), undo_plane(model), _undo_level(model)]
     return any(undone)
 
 
@@ -130,7 +138,7 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
     written = {}
     for file in files:
         with _open_image(file) as model:
-            undone = undo(model)
+            undone = undo(model, file.parent)
             written[Path(model.save(folder / file.name))] = undone
     return written
 
@@ -138,7 +146,7 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
 def _open_image(file: Path) -> JwstDataModel:
     if file.suffix != ".fits":
         raise ValueError(
-            f"{file} is not a FITS file; give matched exposures (*_skymatch.fits, *_levelmatch.fits, *_mrsimatch.fits)"
+            f"{file} is not a FITS file; give matched exposures (*_skymatch.fits, *_levelmatch.fits, *_mrsimatch.fits, *_i4i.fits)"
         )
     return read_file(file, datamodels.open)
 

@@ -1,0 +1,196 @@
+"""ImageForImageStep: a background image for each exposure from the other exposures."""
+
+import logging
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+from jwst.datamodels import ModelLibrary
+from jwst.stpipe import Step
+from stdatamodels.jwst.datamodels import ImageModel, JwstDataModel
+
+from bkgmatch.image_backgrounds import MADE, ImageBackgrounds, SourceGuide, make_backgrounds
+from bkgmatch.image_story import story
+from bkgmatch.masks import read_regions
+from bkgmatch.mosaics import read_mosaic
+from bkgmatch.options import ImageForImageOptions
+from bkgmatch.record import image_table
+from bkgmatch.steps.background_files import (
+    Kind,
+    background_model,
+    check_state,
+    kind_of,
+    level2_association,
+    masked_model,
+    set_status,
+    subtract_background,
+)
+from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.inputs import number_of_cores, open_inputs
+from bkgmatch.steps.library import LibraryExposures, stem
+from bkgmatch.steps.siblings import Siblings
+
+__all__ = ["ImageForImageStep"]
+
+log = logging.getLogger("stpipe.bkgmatch.image_for_image")
+
+_EXPOSURES = ["science", "background"]
+_NOTED = (
+    "mosaic",
+    "source_mask",
+    "include_regions",
+    "exclude_regions",
+    "dqbits",
+    "holes",
+    "subtract",
+    "split_variance",
+)
+
+
+class ImageForImageStep(OptionalCrds, Step):
+    """Subtract from each exposure a background image made of the other exposures of its detector."""
+
+    class_alias = "image_for_image"
+
+    spec = """
+        # Sources, which are masked:
+        mosaic = string(default=None) # image in which sources are found first (i2d); by default the step makes its own
+        source_mask = string(default=None) # mask or segmentation image, not zero on sources: none are searched for then
+        include_regions = string(default=None) # DS9 region file: areas that belong to sources
+        exclude_regions = string(default=None) # DS9 region file: areas that do not
+        snr_threshold = float(min=0.0, default=3.0) # threshold of sources, in sigma of the mosaic
+        npixels = integer(min=1, default=5) # least number of connected pixels of a source
+        kernel_fwhm = float(min=0.0, default=2.0) # FWHM of the Gaussian that the mosaic is smoothed by, in pixels
+        bkg_boxsize = integer(min=0, default=0) # boxes of the background of the given mosaic, in pixels; 0: one level
+        grow = float(min=0.0, default=0.1) # masks grow until what is left changes a background by less, in its sigma; 0: not
+        maxiters = integer(min=1, default=2) # times that sources are found, in ever better corrected mosaics
+
+        # Which exposures serve which:
+        match_integrations = boolean(default=False) # only those with the same numbers of groups and integrations?
+        max_dt = float(min=0.0, default=7.0) # longest time between them, in days
+        min_offset = float(min=0.0, default=1.0) # least distance between them, in arcsec
+        min_members = integer(min=1, default=2) # fewest exposures that make a background
+
+        # Merging:
+        method = option('mean', 'median', default='mean') # statistic of each pixel: clipped mean or median
+        scale = option('additive', 'none', 'multiplicative', default='additive') # what is removed from exposures before merging, and put back
+        sigma = float(min=0.0, default=4.0) # limit of clipping, in sigma
+        dqbits = string(default='~DO_NOT_USE+NON_SCIENCE') # "good" DQ bits
+        holes = option('interpolate', 'flag', default='interpolate') # pixels that no exposure serves: FLUX_ESTIMATED, or DO_NOT_USE
+
+        # Results:
+        subtract = boolean(default=True) # subtract the backgrounds?
+        split_variance = boolean(default=False) # share the variance of the background out to the VAR planes, or all to VAR_RNOISE?
+        save_background = boolean(default=True) # with saved results, save the backgrounds too (*_i4ibkg.fits)?
+        save_mask = boolean(default=False) # save the masks of the sources and the masked exposures?
+        save_table = string(default=None) # File name for the ECSV table of backgrounds
+        suffix = string(default='i4i') # suffix of saved files
+        output_use_model = boolean(default=True) # name saved files after the exposures
+
+        # Memory and speed:
+        in_memory = boolean(default=True) # If False, preserve memory using temporary files
+        maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
+    """  # noqa: E501
+
+    reference_file_types: ClassVar[list[str]] = []
+
+    def process(self, *inputs: Any) -> ModelLibrary:
+        """
+        Run the step.
+
+        Parameters
+        ----------
+        *inputs : str, Path, dict, list, ModelContainer, ModelLibrary or datamodel
+            Association, files or models of calibrated (cal) or rate exposures; or several files.
+
+        Returns
+        -------
+        ModelLibrary
+            The models, with their backgrounds subtracted if ``subtract`` is set.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            If an input or an option cannot be used; the message says which and what to do.
+        """
+        options = ImageForImageOptions(
+            **{name: getattr(self, name) for name in ImageForImageOptions.__dataclass_fields__}
+        )
+        guide = self._guide()
+        library, files = open_inputs(self, inputs, _EXPOSURES)
+        with library:
+            siblings = Siblings(files, Path(library.asn_dir))
+            known = LibraryExposures(
+                library, dqbits=self.dqbits, subtract=None, find_wcs=siblings.wcs_of, look=self._look
+            )
+            known.check_units()
+            exposures = known.exposures()
+            cores = number_of_cores(self.maximum_cores, len(exposures))
+            with nullcontext() if self.in_memory else TemporaryDirectory() as scratch:
+                place = Path(scratch) if scratch else None
+                found = make_backgrounds(exposures, options, kinds=known.seen, guide=guide, cores=cores, scratch=place)
+                for i in range(len(exposures)):
+                    known.update(i, partial(self._apply, found=found, i=i, files=files))
+            if self.save_mask:
+                self._save_masks(found, library.asn["products"][0].get("name") or "exposures")
+            if self.save_table:
+                made_with = {name: getattr(self, name) for name in _NOTED}
+                image_table(found, options, unit=known.unit, **made_with).write(
+                    self.save_table, format="ascii.ecsv", overwrite=True
+                )
+            done = "subtracted" if self.subtract else "made, not subtracted"
+            for is_warning, line in story(found, known.unit, done):
+                log.log(logging.WARNING if is_warning else logging.INFO, line)
+            return library
+
+    def remove_suffix(self, name: str) -> tuple[str, str | None]:
+        """Remove the suffix of an earlier run of this step, which jwst does not know."""
+        return super().remove_suffix(name.removesuffix("_i4i"))
+
+    def _guide(self) -> SourceGuide:
+        """Read what is given of the sources."""
+        if self.mosaic and self.source_mask:
+            raise ValueError("mosaic and source_mask are both given: with a mask no sources are searched for; give one")
+        return SourceGuide(
+            mosaic=read_mosaic(self.mosaic) if self.mosaic else None,
+            mask=read_mosaic(self.source_mask) if self.source_mask else None,
+            include=read_regions(self.include_regions) if self.include_regions else (),
+            exclude=read_regions(self.exclude_regions) if self.exclude_regions else (),
+        )
+
+    def _look(self, model: JwstDataModel) -> Kind:
+        """Check a model, and tell what it must have in common with those that serve it."""
+        check_state(model)
+        return kind_of(model, integrations=self.match_integrations)
+
+    def _apply(self, model: JwstDataModel, found: ImageBackgrounds, i: int, files: list[Path]) -> None:
+        """Save the background of a model, and subtract it."""
+        if found.status[i] != MADE:
+            set_status(model, "SKIPPED")
+            return
+        if self.save_mask:
+            self.save_model(masked_model(model, found.sources(i)), suffix="i4imask", force=True)
+        background = background_model(model, found.background(i), found.members[i], flag_holes=self.holes == "flag")
+        file = self._save_background(background, files) if self.save_results and self.save_background else ""
+        if self.subtract:
+            subtract_background(model, background, file, split_variance=self.split_variance)
+        else:
+            set_status(model, "COMPLETE")
+
+    def _save_background(self, background: ImageModel, files: list[Path]) -> str:
+        """Save a background, and for a rate exposure an association for calwebb_image2; return its name."""
+        science = next((file for file in files if file.name == background.meta.filename), None)
+        path = Path(self.save_model(background, suffix="i4ibkg", force=True))
+        if science is not None and science.stem.endswith("_rate"):
+            level2_association(science, path, path.with_name(f"{stem(science.name)}_i4i_asn.json"))
+        return path.name
+
+    def _save_masks(self, found: ImageBackgrounds, product: str) -> None:
+        """Save the masks of the mosaics."""
+        for (kind, number), mask in found.masks.items():
+            name = "_".join(word for word in (product, kind.detector, kind.filter) if word).lower()
+            path = self.make_output_path(basepath=name, suffix=f"sources{number}", ext="fits")
+            mask.write(Path(path))
+            log.info("Source mask saved as %s", path)
