@@ -15,7 +15,9 @@ pixels of the exposure. ``no_donor`` is the part of the good pixels that no othe
 ``bias`` (%) is that of aperture fluxes, radius 0.5", minus the median of the annulus from 1.0" to 1.5", as an observer
 would measure them on each exposure: the sum over the sources of a bin of true fluxes (DN/s), relative to the same
 photometry with the true background, so that noise and the light outside cancel. ``bias_sd`` is the largest standard
-error of a bin, from the scatter of the seeds. Apertures with a pixel that lacks a background are left out; ``lost`` is
+error of a bin, from the scatter of the seeds; ``bias_rms`` is the largest root mean square of the biases of the single
+seeds, noise included: with few exposures the bias of a median depends on the order of the levels, and may cancel in the
+mean over seeds. Apertures with a pixel that lacks a background are left out; ``lost`` is
 their part. The second table has the ratios and what we aim at; ``worst bias`` is the largest of the bins.
 """
 
@@ -184,8 +186,10 @@ def summary(case: str, program: str, runs: list[list[dict]], seconds: list[float
     row = {"case": case, "program": program, "seeds": len(runs)}
     row |= {key: float(np.mean([score[key] for run in runs for score in run])) for key in numbers}
     row |= dict(zip(BIASES, bias(fluxes.sum(axis=0)).tolist(), strict=True))
-    spread = np.std([bias(f) for f in fluxes], axis=0) / np.sqrt(max(1, len(runs) - 1))
-    return row | {"bias_sd": float(spread.max()), "seconds": float(np.median(seconds))}
+    single = np.array([bias(f) for f in fluxes])
+    row["bias_sd"] = float(single.std(axis=0).max() / np.sqrt(max(1, len(runs) - 1)))
+    row["bias_rms"] = float(np.sqrt(np.mean(single**2, axis=0)).max())
+    return row | {"seconds": float(np.median(seconds))}
 
 
 def run(case: str, programs: list[str], seeds: int) -> list[dict]:
@@ -212,9 +216,10 @@ def worst_bias(row: dict) -> float:
 
 def goals(case: str) -> list[tuple[str, str, float]]:
     """What is compared in a case: the score, and whether it or its ratio to the rival's has which limit."""
-    bias_goal = ("worst bias", "ratio", 0.5) if CASES[case]["dithers"] < 12 else ("worst bias", "ours", 1.0)
-    extended_goal = [("extended", "ratio", 0.4)] if "extended" in CASES[case] else []
-    return [("residual", "ratio", 0.8), bias_goal, *extended_goal, ("seconds", "ratio", np.inf)]
+    few = CASES[case]["dithers"] < 12
+    biases = [(key, "ratio", 0.5) for key in ("worst bias", "bias_rms")] if few else [("worst bias", "ours", 1.0)]
+    middle = [("extended", "ratio", 0.4)] if "extended" in CASES[case] else []
+    return [("residual", "ratio", 0.8), *biases, *middle, ("seconds", "ratio", np.inf)]
 
 
 def compare(mine: dict, other: dict) -> list[dict]:

@@ -9,7 +9,7 @@ from bkgmatch.image_backgrounds import MADE, ImageBackgrounds
 
 __all__ = ["story"]
 
-_MANY_HOLES, _MOST_MASKED = 0.02, 0.5
+_MANY_HOLES, _MOST_MASKED = 2.0, 50.0  # percent
 
 
 def story(backgrounds: ImageBackgrounds, unit: str, done: str) -> Iterator[tuple[bool, str]]:
@@ -43,20 +43,21 @@ def story(backgrounds: ImageBackgrounds, unit: str, done: str) -> Iterator[tuple
         yield from ((True, f"{name}: {doubt}") for doubt in _doubts(backgrounds, i))
 
 
-def _numbers(backgrounds: ImageBackgrounds, i: int, unit: str) -> str:
+def _numbers(found: ImageBackgrounds, i: int, unit: str) -> str:
     return (
-        f"level {backgrounds.level[i]:.5g} {unit}, {len(backgrounds.members[i])} members, {backgrounds.donors[i]:.0f} in a "
-        f"typical pixel, {100 * backgrounds.masked[i]:.1f} % on sources, rms {backgrounds.rms[i]:.3g} {unit}"
+        f"level {found.level[i]:.5g} {unit}, {len(found.members[i])} members, {found.donors[i]:.0f} in a typical "
+        f"pixel, {100 * found.masked[i]:.1f} % on sources, rms {found.rms[i]:.3g} {unit}"
     )
 
 
-def _doubts(backgrounds: ImageBackgrounds, i: int) -> Iterator[str]:
-    if backgrounds.covered[i] < 1:
-        yield f"the given mosaic or mask covers {100 * backgrounds.covered[i]:.0f} % of it; sources outside are not masked by it"
-    if backgrounds.masked[i] > _MOST_MASKED:
-        yield f"{100 * backgrounds.masked[i]:.0f} % of its pixels are on sources; the background is made of what is left"
-    if backgrounds.holes[i] > _MANY_HOLES:
+def _doubts(found: ImageBackgrounds, i: int) -> Iterator[str]:
+    covered, masked, holes = (100 * part[i] for part in (found.covered, found.masked, found.holes))
+    if covered < 100:
+        yield f"the given mosaic or mask covers {covered:.0f} % of it; it masks no sources outside"
+    if masked > _MOST_MASKED:
+        yield f"{masked:.0f} % of its pixels are on sources; the background is made of what is left"
+    if holes > _MANY_HOLES:
         yield (
-            f"{100 * backgrounds.holes[i]:.1f} % of its pixels have no donor: sources cover them in all members; the "
-            "background is interpolated there. Larger dithers, or a larger max_dt, would help"
+            f"{holes:.1f} % of its pixels have no donor: sources cover them in all members; the background is "
+            "interpolated there. Larger dithers, or a larger max_dt, would help"
         )

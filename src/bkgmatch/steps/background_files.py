@@ -57,16 +57,15 @@ class Kind(NamedTuple):
 def kind_of(model: JwstDataModel, *, integrations: bool) -> Kind:
     """Return the kind of an exposure; whether numbers of groups and integrations count is ``integrations``."""
     instrument, exposure = model.meta.instrument, model.meta.exposure
-    words = (
-        instrument.name,
-        instrument.detector,
-        instrument.filter,
-        instrument.pupil,
-        model.meta.subarray.name,
-        exposure.readpatt,
+    return Kind(
+        instrument.name or "",
+        instrument.detector or "",
+        instrument.filter or "",
+        instrument.pupil or "",
+        model.meta.subarray.name or "",
+        exposure.readpatt or "",
+        (exposure.ngroups or 0, exposure.nints or 0) if integrations else (),
     )
-    numbers = (exposure.ngroups or 0, exposure.nints or 0) if integrations else ()
-    return Kind(*(word or "" for word in words), numbers)
 
 
 def check_state(model: JwstDataModel) -> None:
@@ -76,7 +75,7 @@ def check_state(model: JwstDataModel) -> None:
         raise ValueError(f"{name}: image_for_image has subtracted a background; use its input, or 'bkgmatch undo'")
     if model.meta.cal_step.bkg_subtract == "COMPLETE":
         raise ValueError(
-            f"{name}: the step bkg_subtract of calwebb_image2 has subtracted a background; run calwebb_image2 without it"
+            f"{name}: bkg_subtract of calwebb_image2 has subtracted a background; run calwebb_image2 without it"
         )
     if model.meta.background.subtracted is False and model.meta.background.level:
         raise ValueError(

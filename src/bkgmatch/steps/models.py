@@ -146,7 +146,8 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
 def _open_image(file: Path) -> JwstDataModel:
     if file.suffix != ".fits":
         raise ValueError(
-            f"{file} is not a FITS file; give matched exposures (*_skymatch.fits, *_levelmatch.fits, *_mrsimatch.fits, *_i4i.fits)"
+            f"{file} is not a FITS file; give matched exposures (*_skymatch.fits, *_levelmatch.fits, *_mrsimatch.fits, "
+            "*_i4i.fits)"
         )
     return read_file(file, datamodels.open)
 
