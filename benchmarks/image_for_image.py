@@ -17,8 +17,8 @@ would measure them on each exposure: the sum over the sources of a bin of true f
 photometry with the true background, so that noise and the light outside cancel. ``bias_sd`` is the largest standard
 error of a bin, from the scatter of the seeds; ``bias_rms`` is the largest root mean square of the biases of the single
 seeds, noise included: with few exposures the bias of a median depends on the order of the levels, and may cancel in the
-mean over seeds. Apertures with a pixel that lacks a background are left out; ``lost`` is
-their part. The second table has the ratios and what we aim at; ``worst bias`` is the largest of the bins.
+mean over seeds. Apertures with a pixel that lacks a background are left out; ``lost`` is their part. The second table
+has the ratios and what we aim at; ``worst bias`` is the largest of the bins.
 """
 
 import argparse

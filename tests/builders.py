@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from astropy import coordinates
+from astropy import units as u
 from astropy.io import fits
+from astropy.modeling.models import Pix2Sky_TAN, RotateNative2Celestial, Scale, Shift
+from astropy.wcs import WCS as FitsWCS
 from gwcs import WCS
+from gwcs import coordinate_frames as cf
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import ImageModel
 
 from bkgmatch.detectors import Detector, detector_wcs
 from bkgmatch.simulate import SimulatedExposure, pointings
+from bkgmatch.simulate_dithers import DitheredExposures
 from bkgmatch.steps.simulated import as_model
 
 CENTER = (53.16, -27.79)
@@ -102,6 +108,53 @@ def miri_halves(exposure: SimulatedExposure, *, offset: float = 0.0) -> tuple[Im
         setattr(halves[1], name, factor * getattr(halves[1], name))
     halves[1].data = halves[1].data + np.float32(offset)
     return halves
+
+
+def image_files(scene: DitheredExposures, folder: Path) -> list[Path]:
+    """Write simulated dithers as cal files with all variances, which add up to ERR squared."""
+    models = [as_model(e, number=i) for i, e in enumerate(scene.exposures)]
+    for model in models:
+        variance = np.square(model.err)
+        model.var_poisson, model.var_rnoise, model.var_flat = variance / 2, 3 * variance / 8, variance / 8
+    return write(models, folder)
+
+
+def as_rate(model: ImageModel) -> ImageModel:
+    """Turn a cal model into the rate that it might come from: in DN/s, without a WCS."""
+    model.meta.wcs = None
+    model.meta.bunit_data = model.meta.bunit_err = "DN/s"
+    model.meta.filename = model.meta.filename.replace("_cal.fits", "_rate.fits")
+    return model
+
+
+def write_mosaic(scene: DitheredExposures, path: Path, *, header: bool = True, level: float = 5.0) -> Path:
+    """Write an image of the sources of simulated dithers, as calwebb_image3 does; its WCS is in its header too."""
+    rows = columns = 140
+    pixel = scene.field.pixel / 3600
+    tan = FitsWCS(naxis=2)
+    tan.wcs.ctype, tan.wcs.crval = ["RA---TAN", "DEC--TAN"], [scene.field.ra, scene.field.dec]
+    tan.wcs.crpix, tan.wcs.cdelt = [(columns + 1) / 2, (rows + 1) / 2], [-pixel, pixel]
+    light = scene.field.on_pixels(tangent_gwcs(tan), (rows, columns))
+    noise = np.random.default_rng(3).normal(level, 0.02, light.shape)
+    model = ImageModel((light + noise).astype(np.float32))
+    model.meta.wcs = tangent_gwcs(tan)
+    model.meta.bunit_data = "MJy/sr"
+    model.meta.filename = path.name
+    model.save(path)
+    if header:
+        with fits.open(path, mode="update") as hdus:
+            hdus["SCI"].header.update(tan.to_header())
+    return path
+
+
+def tangent_gwcs(tan: FitsWCS) -> WCS:
+    """Return the gwcs of a tangential FITS WCS."""
+    (x, y), (dx, dy), (ra, dec) = tan.wcs.crpix - 1, tan.wcs.cdelt, tan.wcs.crval
+    to_plane = Shift(-x) & Shift(-y) | Scale(dx) & Scale(dy)
+    transform = to_plane | Pix2Sky_TAN() | RotateNative2Celestial(ra, dec, 180.0)
+    detector = cf.Frame2D(name="detector", unit=(u.pix, u.pix))
+    sky = cf.CelestialFrame(name="world", reference_frame=coordinates.ICRS())
+    return WCS([(detector, transform), (sky, None)])
 
 
 def write(models: Sequence[ImageModel], folder: Path) -> list[Path]:

@@ -88,7 +88,9 @@ def test_exposures_without_a_time_serve_all():
 def test_repeats_at_one_place_are_left_out_unless_they_are_allowed():
     centres = at((0, 0), (0, 0), (0, 1))
     assert find_donors(centres, [0.0] * 3, options(min_offset=0)).serves.sum() == 6
-    np.testing.assert_array_equal(find_donors(centres, [0.0] * 3, options(min_offset=1e-3)).serves.sum(axis=1), [1, 1, 2])
+    np.testing.assert_array_equal(
+        find_donors(centres, [0.0] * 3, options(min_offset=1e-3)).serves.sum(axis=1), [1, 1, 2]
+    )
 
 
 @pytest.mark.parametrize(

@@ -148,3 +148,15 @@ def test_always_finite_and_in_range(ny, nx, seed, part):
     if known.any():
         assert data[known].min() - 1e-2 <= filled.min()
         assert filled.max() <= data[known].max() + 1e-2
+
+
+def test_only_what_is_wanted_need_be_smooth():
+    rows, columns = np.indices((90, 110))
+    truth = 0.7 * rows + 0.3 * columns
+    holes = [disc(truth.shape, 30, 30, 6), disc(truth.shape, 60, 80, 6)]
+    known = ~(holes[0] | holes[1])
+    filled = fill_holes(np.where(known, truth, np.nan), known, holes[0])
+    np.testing.assert_array_equal(filled[holes[0]], fill_holes(truth, known)[holes[0]])
+    assert np.abs(filled - truth)[holes[0]].max() < 0.7
+    assert np.abs(filled - truth)[holes[1]].max() < 6
+    np.testing.assert_array_equal(filled[known], truth[known].astype(np.float32))

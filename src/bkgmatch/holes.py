@@ -42,11 +42,14 @@ def fill_holes(image: np.ndarray, known: np.ndarray, wanted: np.ndarray | bool =
 
 def _halved(image: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means of the known among 2 x 2 pixels, and whether there are any."""
-    ny, nx = (-(-n // 2) for n in image.shape)
-    padding = [(0, 2 * n - size) for n, size in zip((ny, nx), image.shape, strict=True)]
-    count = np.pad(known, padding).reshape(ny, 2, nx, 2).sum(axis=(1, 3))
-    total = np.pad(np.where(known, image, 0), padding).reshape(ny, 2, nx, 2).sum(axis=(1, 3))
-    return total / np.maximum(count, 1), count > 0
+    padding = [(0, size % 2) for size in image.shape]
+    count = _sums(np.pad(known.astype(np.float32), padding))
+    return _sums(np.pad(np.where(known, image, 0), padding)) / np.maximum(count, 1), count > 0
+
+
+def _sums(image: np.ndarray) -> np.ndarray:
+    rows = image[::2] + image[1::2]
+    return rows[:, ::2] + rows[:, 1::2]
 
 
 def _doubled(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

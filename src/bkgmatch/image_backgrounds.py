@@ -261,7 +261,7 @@ def _summary(part: _Part, k: int) -> _Summary:
         return _Summary(status, (), level, part.covered[k])
     members = tuple(stack.exposures[d].name for d in np.flatnonzero(stack.donors.serves[k]))
     good, count, source = np.isfinite(stack.images[k]), stack.counts[k], stack.sources[k]
-    left = stack.images[k] - stack.background(k).value
+    left = stack.images[k] - stack.value(k)
     return _Summary(
         MADE,
         members,

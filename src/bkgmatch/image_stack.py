@@ -112,9 +112,9 @@ class ImageStack:
         """Replace what has been merged by the exposures less their backgrounds; return the rms of a pixel."""
         rms = []
         for i, image in enumerate(self.images):
-            left = image - self._scaled(i, self._filled(i)) if self.has_background(i) else np.full_like(image, np.nan)
-            rows_columns = sample_rows(self.shape)
-            sample = np.where(self.sources[i], np.nan, left)[rows_columns]
+            left = image - self.value(i) if self.has_background(i) else np.full_like(image, np.nan)
+            chosen = sample_rows(self.shape)
+            sample = np.where(self.sources[i][chosen], np.nan, left[chosen])
             left -= np.nanmedian(sample) if np.isfinite(sample).any() else 0
             self.values[i] = left
             rms.append(deviation(sample))
@@ -124,22 +124,21 @@ class ImageStack:
         """Whether any pixel of an exposure has a background."""
         return bool(np.isfinite(self.standard.level[i]) and self.counts[i].any())
 
+    def value(self, i: int) -> np.ndarray:
+        """Background of each pixel of an exposure, after merging."""
+        filled = fill_holes(self.values[i], self.counts[i] > 0, np.isfinite(self.images[i]))
+        return (self.standard.offset[i] + self.standard.factor[i] * filled).astype(np.float32)
+
     def background(self, i: int) -> Background:
         """Background of an exposure, after merging."""
-        donors = self.counts[i]
-        noise = np.mean(self.standard.noise[self.donors.serves[i]] ** 2)
+        value, donors = self.value(i), self.counts[i]
+        noise = self.standard.factor[i] ** 2 * np.mean(self.standard.noise[self.donors.serves[i]] ** 2)
         variance = self._variance * noise * variance_of_middle(donors, self._method)
-        filled = self._filled(i)
-        fine = deviation((filled - ndimage.gaussian_filter(filled, _SMOOTHING))[donors > 0])
-        variance[donors == 0] += fine**2
-        factor = self.standard.factor[i]
-        return Background(self._scaled(i, filled), (factor**2 * variance).astype(np.float32), donors)
-
-    def _filled(self, i: int) -> np.ndarray:
-        return fill_holes(self.values[i], self.counts[i] > 0, np.isfinite(self.images[i]))
-
-    def _scaled(self, i: int, pattern: np.ndarray) -> np.ndarray:
-        return (self.standard.offset[i] + self.standard.factor[i] * pattern).astype(np.float32)
+        hole = donors == 0
+        if hole.any():
+            fine = value - ndimage.gaussian_filter(value, _SMOOTHING)
+            variance[hole] += deviation(fine[~hole]) ** 2
+        return Background(value, variance.astype(np.float32), donors)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         whole = (len(self.exposures), *shape)

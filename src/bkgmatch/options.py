@@ -299,7 +299,7 @@ class ImageForImageOptions:
     snr_threshold: float = 3.0
     npixels: int = 5
     kernel_fwhm: float = 2.0
-    bkg_boxsize: int = 0
+    bkg_boxsize: int = 64
     grow: float = 0.1
     maxiters: int = 2
 

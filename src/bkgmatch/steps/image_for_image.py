@@ -63,7 +63,7 @@ class ImageForImageStep(OptionalCrds, Step):
         snr_threshold = float(min=0.0, default=3.0) # threshold of sources, in sigma of the mosaic
         npixels = integer(min=1, default=5) # least number of connected pixels of a source
         kernel_fwhm = float(min=0.0, default=2.0) # FWHM of the Gaussian that the mosaic is smoothed by, in pixels
-        bkg_boxsize = integer(min=0, default=0) # boxes of the background of the given mosaic, in pixels; 0: one level
+        bkg_boxsize = integer(min=0, default=64) # boxes of the background of the given mosaic, in pixels; 0: one level
         grow = float(min=0.0, default=0.1) # masks grow until what is left changes a background by less, in its sigma; 0: not
         maxiters = integer(min=1, default=2) # times that sources are found, in ever better corrected mosaics
 
