@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib import resources
 from importlib.metadata import version
 from math import isnan
 from pathlib import Path
@@ -70,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(level, LevelMatchOptions())
     level.set_defaults(run=_level)
 
-    undo = commands.add_parser("undo", help="add subtracted levels back")
+    pars = commands.add_parser("pars", help="print a parameter file for strun that comes with bkgmatch")
+    pars.add_argument("name", nargs="?", help="name of the file; without it they are listed")
+    pars.add_argument("--out", type=Path, help="file to write instead")
+    pars.set_defaults(run=_pars)
+
+    undo = commands.add_parser("undo", help="add subtracted backgrounds back")
     undo.add_argument(
         "files",
         nargs="+",
@@ -138,6 +144,21 @@ def _skylist(options: argparse.Namespace) -> int:
     return 0
 
 
+def _pars(options: argparse.Namespace) -> int:
+    files = {Path(file.name).stem: file for file in resources.files("bkgmatch").joinpath("pars").iterdir()}
+    if options.name is None:
+        print("\n".join(sorted(files)))
+        return 0
+    if options.name not in files:
+        raise ValueError(f"there is no parameter file {options.name}; there are {', '.join(sorted(files))}")
+    text = files[options.name].read_text()
+    if options.out:
+        options.out.write_text(text)
+    else:
+        print(text, end="")
+    return 0
+
+
 def _undo(options: argparse.Namespace) -> int:
     from bkgmatch.images import check_distinct, is_jwst
 
@@ -154,5 +175,5 @@ def _undo(options: argparse.Namespace) -> int:
 
         written |= undo_files(others, options.out)
     for path, undone in written.items():
-        print(path if undone else f"{path} (no level was recorded: copied as it is)")
+        print(path if undone else f"{path} (no background was recorded: copied as it is)")
     return 0

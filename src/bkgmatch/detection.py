@@ -44,7 +44,7 @@ def flat_mosaic(image: np.ndarray, boxsize: int) -> np.ndarray:
 
 
 def find_sources(
-    image: np.ndarray, count: np.ndarray, options: ImageForImageOptions, light: float | None = None
+    image: np.ndarray, count: np.ndarray, options: ImageForImageOptions, light: float = np.inf
 ) -> np.ndarray:
     """
     Find the pixels of sources in a mosaic.
@@ -56,9 +56,9 @@ def find_sources(
     count : ndarray, shape (ny, nx)
         Number of exposures in each pixel: the noise goes as one over its root.
     options : ImageForImageOptions
-        Threshold, number of pixels, smoothing.
+        Threshold, number of pixels, smoothing, least growth.
     light : float, optional
-        Masks grow until the mean of what is left around them is less than this; by default they do not grow.
+        Masks grow until the mean of what is left around them is less than this.
 
     Returns
     -------
@@ -76,14 +76,14 @@ def find_sources(
     )
     if segments is None:
         return np.zeros(image.shape, dtype=bool)
-    return segments.data > 0 if light is None else _grown(segments.data, image, light)
+    return _grown(segments.data, image, light, options.dilate_size // 2)
 
 
 def _smoothed(image: np.ndarray, fwhm: float) -> np.ndarray:
     return ndimage.gaussian_filter(image, fwhm / _FWHM) if fwhm else image.copy()
 
 
-def _grown(labels: np.ndarray, image: np.ndarray, light: float) -> np.ndarray:
+def _grown(labels: np.ndarray, image: np.ndarray, light: float, least: int) -> np.ndarray:
     """
     Grow masks, ring by ring of one pixel, until the mean of the light in a ring is less than the limit.
 
@@ -97,4 +97,4 @@ def _grown(labels: np.ndarray, image: np.ndarray, light: float) -> np.ndarray:
     total, number = np.bincount(place, image[near], size), np.bincount(place, minlength=size)
     mean = np.divide(total, number, out=np.zeros(size), where=number > 0).reshape(-1, _RINGS + 1)
     reach = np.argmax(mean[:, 1:] < light, axis=1)
-    return ring <= reach[owner]
+    return ring <= np.maximum(reach, least)[owner]

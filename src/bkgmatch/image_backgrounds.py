@@ -192,7 +192,7 @@ def _merge(
 def _detected(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> Mosaic:
     """Mask of the sources of a mosaic."""
     flat = flat_mosaic(mosaic.image, options.bkg_boxsize)
-    light = options.grow * max(members, 1) * deviation(flat) if options.grow else None
+    light = options.grow * max(members, 1) * deviation(flat) if options.grow else np.inf
     mask = find_sources(flat, mosaic.count, options, light)
     return replace(mosaic, image=np.where(np.isfinite(mosaic.image), mask, np.nan).astype(np.float32))
 

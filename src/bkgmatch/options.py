@@ -301,6 +301,7 @@ class ImageForImageOptions:
     kernel_fwhm: float = 2.0
     bkg_boxsize: int = 64
     grow: float = 0.1
+    dilate_size: int = 0
     maxiters: int = 2
 
     def __post_init__(self) -> None:
@@ -308,7 +309,7 @@ class ImageForImageOptions:
         for name in ("sigma", "snr_threshold"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("min_offset", "kernel_fwhm", "bkg_boxsize", "grow"):
+        for name in ("min_offset", "kernel_fwhm", "bkg_boxsize", "grow", "dilate_size"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("min_members", "npixels", "maxiters"):
