@@ -9,8 +9,15 @@ from bkgmatch.detection import deviation, find_sources, flat_mosaic
 from bkgmatch.options import ImageForImageOptions
 
 SHAPE = (200, 220)
-OPTIONS = ImageForImageOptions(snr_threshold=3.0, npixels=5, kernel_fwhm=2.0)
-HIGH = ImageForImageOptions(snr_threshold=100.0, npixels=5, kernel_fwhm=2.0)
+
+
+def options_of(**kwargs):
+    """Options with which masks grow for their light alone."""
+    return ImageForImageOptions(**{"dilate_size": 0} | kwargs)
+
+
+OPTIONS = options_of(snr_threshold=3.0, npixels=5, kernel_fwhm=2.0)
+HIGH = options_of(snr_threshold=100.0, npixels=5, kernel_fwhm=2.0)
 
 
 def noise(shape=SHAPE, seed=1, sigma=1.0):
@@ -28,7 +35,8 @@ def star(y, x, peak, shape=SHAPE, core=1.2, wings=0.0):
     return peak * (np.exp(-0.5 * (r / core) ** 2) + wings / (1 + (r / 3) ** 2) ** 1.5)
 
 
-def found(image, count=None, options=OPTIONS, light=None):
+def found(image, count=None, options=OPTIONS, light=np.inf):
+    """Sources; by default their masks do not grow."""
     return find_sources(image, np.ones(image.shape) if count is None else count, options, light)
 
 
@@ -103,7 +111,7 @@ PLACES = ((30, 40), (90, 160), (150, 60), (180, 200))
 @pytest.mark.parametrize("kernel_fwhm", [0.0, 2.0])
 def test_stars_are_found_where_they_are(kernel_fwhm):
     image = noise() + sum(star(*place, 50) for place in PLACES)
-    options = ImageForImageOptions(snr_threshold=4, kernel_fwhm=kernel_fwhm)
+    options = options_of(snr_threshold=4, kernel_fwhm=kernel_fwhm)
     labels, number = ndimage.label(found(image, options=options), np.ones((3, 3)))
     assert number == len(PLACES)
     centres = ndimage.center_of_mass(labels > 0, labels, range(1, number + 1))
@@ -122,8 +130,7 @@ def test_faint_stars_need_smoothing():
     image = noise() + sum(star(*place, 4, core=2.0) for place in PLACES) + star(100, 100, 500)
     hits = {
         fwhm: sum(
-            found(image, options=ImageForImageOptions(snr_threshold=5, npixels=5, kernel_fwhm=fwhm))[place]
-            for place in PLACES
+            found(image, options=options_of(snr_threshold=5, npixels=5, kernel_fwhm=fwhm))[place] for place in PLACES
         )
         for fwhm in (0.0, 4.0)
     }
@@ -135,7 +142,7 @@ def test_faint_stars_need_smoothing():
 def test_sources_have_enough_pixels(npixels):
     image = noise() + star(100, 100, 50, core=3)
     image[30, 30] += 100
-    options = ImageForImageOptions(snr_threshold=4, npixels=npixels, kernel_fwhm=0)
+    options = options_of(snr_threshold=4, npixels=npixels, kernel_fwhm=0)
     mask = found(image, options=options)
     assert mask[100, 100]
     assert mask[30, 30] == (npixels == 1)
@@ -146,7 +153,7 @@ def test_sources_have_enough_pixels(npixels):
 @pytest.mark.parametrize("seed", range(3))
 def test_noise_gives_as_many_pixels_as_chance_has(seed):
     """Smoothed noise is normal, of the deviation that it is measured to have."""
-    options = ImageForImageOptions(snr_threshold=2, npixels=1, kernel_fwhm=2.0)
+    options = options_of(snr_threshold=2, npixels=1, kernel_fwhm=2.0)
     mask = found(noise((400, 400), seed), options=options)
     assert mask.mean() == pytest.approx(norm.sf(2), rel=0.15)
 
@@ -161,7 +168,7 @@ def test_noise_gives_few_sources(seed):
 def test_few_exposures_do_not_look_like_sources(counts):
     shape = (300, 300)
     count = np.repeat(counts, 100) + np.zeros(shape)
-    options = ImageForImageOptions(snr_threshold=2.5, npixels=1, kernel_fwhm=2.0)
+    options = options_of(snr_threshold=2.5, npixels=1, kernel_fwhm=2.0)
     mask = found(noise(shape) / np.sqrt(count), count, options)
     parts = [mask[:, start : start + 100].mean() for start in (0, 100, 200)]
     np.testing.assert_allclose(parts, norm.sf(2.5), rtol=0.4)
@@ -171,7 +178,7 @@ def test_where_more_exposures_are_fainter_stars_are_found():
     count = np.repeat([1, 25], 110) + np.zeros(SHAPE)
     places = [(50, 50), (50, 170), (150, 50), (150, 170)]
     image = noise() / np.sqrt(count) + sum(star(*place, 2.5) for place in places)
-    mask = found(image, count, ImageForImageOptions(snr_threshold=5))
+    mask = found(image, count, options_of(snr_threshold=5))
     assert [bool(mask[place]) for place in places] == [False, True, False, True]
 
 
@@ -185,7 +192,7 @@ def test_units_do_not_matter(factor):
 # No data
 
 
-@pytest.mark.parametrize("light", [None, 0.2])
+@pytest.mark.parametrize("light", [np.inf, 0.2])
 def test_missing_borders_are_no_sources(light):
     image = noise() + star(100, 100, 50)
     image[:20], image[-30:], image[:, :10], image[120:140, 50:80] = (np.nan,) * 4
@@ -195,13 +202,22 @@ def test_missing_borders_are_no_sources(light):
     assert mask[edge].mean() < 0.02
 
 
+def test_the_noise_is_that_of_what_is_there():
+    """Most of the mosaic is missing."""
+    image = noise((400, 400))
+    image[:300] = np.nan
+    mask = found(image, options=options_of(snr_threshold=2, npixels=1))
+    assert mask[305:].mean() == pytest.approx(norm.sf(2), rel=0.2)
+    assert not mask[:300].any()
+
+
 def test_a_star_at_a_missing_border_is_found():
     image = noise() + star(30, 100, 200)
     image[:29] = np.nan
     assert found(image)[30, 100]
 
 
-@pytest.mark.parametrize("light", [None, 0.1])
+@pytest.mark.parametrize("light", [np.inf, 0.1])
 @pytest.mark.parametrize("value", [0.0, 3.0, np.nan])
 def test_without_contrast_there_are_no_sources(value, light):
     mask = find_sources(np.full(SHAPE, value), np.ones(SHAPE), OPTIONS, light)
@@ -213,7 +229,7 @@ def test_without_contrast_there_are_no_sources(value, light):
 @pytest.mark.xfail(reason="photutils warns that it has found nothing")
 def test_without_any_source_there_is_no_mask():
     """It is no cause for a warning."""
-    mask = found(noise(), options=ImageForImageOptions(snr_threshold=50))
+    mask = found(noise(), options=options_of(snr_threshold=50))
     assert mask.dtype == bool
     assert not mask.any()
 
@@ -264,7 +280,7 @@ def test_masks_grow_no_farther_than_that():
     assert clean[last].mean() > light
 
 
-@pytest.mark.parametrize("light", [None, 0.05])
+@pytest.mark.parametrize("light", [np.inf, 0.05])
 def test_brighter_sources_have_larger_masks(light):
     sizes = []
     for peak in (20, 100, 500, 2500):
@@ -275,7 +291,7 @@ def test_brighter_sources_have_larger_masks(light):
 
 def test_masks_are_larger_for_lower_limits():
     image = noise(sigma=0.1) + star(100, 110, 1000, wings=0.1)
-    sizes = [found(image, options=HIGH, light=light).sum() for light in (None, 3.0, 1.0, 0.3)]
+    sizes = [found(image, options=HIGH, light=light).sum() for light in (np.inf, 3.0, 1.0, 0.3)]
     assert (np.diff(sizes) >= 0).all()
     assert sizes[-1] > 2 * sizes[0]
 
@@ -294,6 +310,21 @@ def test_sources_that_touch_a_missing_border_grow():
     grown = found(image, light=0.2)
     ring = (ndimage.distance_transform_edt(~grown) == 1) & np.isfinite(image)
     assert clean[ring].mean() < 0.3
+
+
+@pytest.mark.parametrize("size", [0, 3, 5, 9])
+def test_least_growth(size):
+    """Masks grow by half of the side, also where there is no light; not into a square, for light is round."""
+    image = noise() + star(100, 110, 1000, core=3)
+    bare = found(image, options=HIGH)
+    distance = ndimage.distance_transform_edt(~bare)
+    grown = found(image, options=options_of(snr_threshold=100.0, dilate_size=size))
+    assert grown[distance <= size // 2].all()
+    assert not grown[distance > size * np.sqrt(0.5)].any()
+    assert not (
+        found(image, options=HIGH, light=0.5)
+        & ~found(image, options=options_of(snr_threshold=100.0, dilate_size=size), light=0.5)
+    ).any()
 
 
 @pytest.mark.xfail(reason="masks do not grow at all where no ring is below the limit")

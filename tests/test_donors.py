@@ -168,6 +168,7 @@ def test_no_exposures():
         ("kernel_fwhm", -1.0),
         ("bkg_boxsize", -1),
         ("grow", -0.1),
+        ("dilate_size", -1),
         ("maxiters", 0),
     ],
 )

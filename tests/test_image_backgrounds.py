@@ -184,6 +184,24 @@ def test_stars_leave_no_ghosts():
     assert ghosts.std() < 1.2 * NOISE / np.sqrt(6)
 
 
+def test_masks_grow_over_the_wings_of_stars():
+    """Less of their light is left, and so less in the backgrounds of the others."""
+    known = scene(8)
+    wings = np.zeros(known.data.shape)
+    for i, wcs in enumerate(known.wcss):
+        x, y = centres_on(wcs, tan(*MIDDLE, shape=SHAPE), SHAPE)
+        wings[i] = 8 / (1 + np.hypot(x - 60, y - 45) / 3) ** 3
+    exposures = [
+        Exposure.from_arrays(e.name, known.data[i] + wings[i], e.wcs, variance=np.full(SHAPE, NOISE**2))
+        for i, e in enumerate(known.exposures)
+    ]
+    left = {}
+    for grow in (0.0, 0.02):
+        result = make_backgrounds(exposures, ImageForImageOptions(grow=grow))
+        left[grow] = max(wings[i][~result.sources(i)].max() for i in range(8))
+    assert left[0.02] < 0.6 * left[0.0]
+
+
 def test_what_is_left_is_the_light_of_the_sources():
     known, result = made(8)
     for i in (0, 3):

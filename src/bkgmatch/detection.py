@@ -1,8 +1,11 @@
 """Sources of a mosaic, and masks that hold their light."""
 
+import warnings
+
 import numpy as np
 from photutils.background import Background2D
 from photutils.segmentation import detect_sources
+from photutils.utils.exceptions import NoDetectionsWarning
 from scipy import ndimage
 
 from bkgmatch.options import ImageForImageOptions
@@ -36,9 +39,11 @@ def flat_mosaic(image: np.ndarray, boxsize: int) -> np.ndarray:
     ndarray, shape (ny, nx)
         Mosaic whose background is zero.
     """
+    missing = ~np.isfinite(image)
+    if missing.all():
+        return image
     if not boxsize:
         return image - np.nanmedian(image)
-    missing = ~np.isfinite(image)
     percentile = 100 * (1 - _FEWEST_PIXELS)
     return image - Background2D(image, boxsize, coverage_mask=missing, exclude_percentile=percentile).background
 
@@ -71,9 +76,10 @@ def find_sources(
     noise = deviation(signal)
     if not noise > 0:
         return np.zeros(image.shape, dtype=bool)
-    segments = detect_sources(
-        signal / noise, options.snr_threshold, n_pixels=options.npixels, mask=~np.isfinite(signal)
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoDetectionsWarning)
+        missing = ~np.isfinite(signal)
+        segments = detect_sources(signal / noise, options.snr_threshold, n_pixels=options.npixels, mask=missing)
     if segments is None:
         return np.zeros(image.shape, dtype=bool)
     return _grown(segments.data, image, light, options.dilate_size // 2)
@@ -96,5 +102,6 @@ def _grown(labels: np.ndarray, image: np.ndarray, light: float, least: int) -> n
     place, size = owner[near] * (_RINGS + 1) + ring[near], (int(labels.max()) + 1) * (_RINGS + 1)
     total, number = np.bincount(place, image[near], size), np.bincount(place, minlength=size)
     mean = np.divide(total, number, out=np.zeros(size), where=number > 0).reshape(-1, _RINGS + 1)
-    reach = np.argmax(mean[:, 1:] < light, axis=1)
+    dark = np.column_stack([mean[:, 1:] < light, np.ones(len(mean), dtype=bool)])
+    reach = np.argmax(dark, axis=1)
     return ring <= np.maximum(reach, least)[owner]

@@ -29,7 +29,9 @@ class Donors:
     lacking: tuple[str, ...]
 
 
-def find_donors(centres: np.ndarray, times: Sequence[float | None], options: ImageForImageOptions) -> Donors:
+def find_donors(
+    centres: np.ndarray, times: Sequence[float | None], usable: np.ndarray, options: ImageForImageOptions
+) -> Donors:
     """
     Find which exposures of one kind may serve which.
 
@@ -39,6 +41,8 @@ def find_donors(centres: np.ndarray, times: Sequence[float | None], options: Ima
         Middle of each exposure, as a unit vector.
     times : sequence of float or None
         Time of each exposure, in days; one without a time may serve all.
+    usable : ndarray of bool, shape (n,)
+        Exposures that have good pixels.
     options : ImageForImageOptions
         Longest time and least distance between exposures, and fewest members.
 
@@ -52,18 +56,20 @@ def find_donors(centres: np.ndarray, times: Sequence[float | None], options: Ima
     late = other & (np.abs(when[:, None] - when) > (np.inf if options.max_dt is None else options.max_dt))
     chord = np.linalg.norm(centres[:, None] - centres, axis=2)
     close = other & (2 * np.arcsin(np.clip(chord / 2, 0, 1)) < options.min_offset * _ARCSEC)
-    serves = other & ~late & ~close
+    serves = other & ~late & ~close & usable
     left = serves.sum(axis=1)
     few = left < options.min_members
-    numbers = zip(few, left, late.sum(axis=1), close.sum(axis=1), strict=True)
+    empty = (other & ~usable).sum(axis=1)
+    numbers = zip(few, left, late.sum(axis=1), close.sum(axis=1), empty, strict=True)
     lacking = tuple(_reason(options, len(few) - 1, *counts) if is_few else "" for is_few, *counts in numbers)
     return Donors(serves & ~few[:, None], lacking)
 
 
-def _reason(options: ImageForImageOptions, others: int, left: int, late: int, close: int) -> str:
+def _reason(options: ImageForImageOptions, others: int, left: int, late: int, close: int, empty: int) -> str:
     if not others:
         return "there is no other exposure of its detector, filter, subarray and readout"
     return (
         f"{left} of {others} other exposures of its kind can serve it, fewer than min_members={options.min_members}; "
-        f'{late} are more than max_dt={options.max_dt} days away, {close} less than min_offset={options.min_offset:g}"'
+        f"{late} are more than max_dt={options.max_dt} days away, {close} less than min_offset={options.min_offset:g} "
+        f"arcsec, {empty} have no good pixel"
     )

@@ -151,6 +151,8 @@ def make_backgrounds(
     if not exposures:
         raise ValueError("there are no exposures to make backgrounds for")
     given = [()] * len(exposures) if kinds is None else list(kinds)
+    if len(given) != len(exposures):
+        raise ValueError(f"there are {len(given)} kinds for {len(exposures)} exposures; give one for each")
     parts = []
     for number, kind in enumerate(dict.fromkeys(given)):
         members = [i for i, other in enumerate(given) if other == kind]
@@ -171,12 +173,14 @@ def _merge(
     stack: ImageStack, options: ImageForImageOptions, guide: SourceGuide, cores: int
 ) -> tuple[list[Mosaic], list[float]]:
     """Find sources and merge, in turns; return the masks that were used, and what part of each exposure is covered."""
-    members = float(np.median(stack.donors.serves.sum(axis=1)))
+    numbers = stack.donors.serves.sum(axis=1)
+    members = float(np.median(numbers[numbers > 0])) if numbers.any() else 0.0
     first = guide.mask
     if guide.mosaic is not None:
         first = _detected(guide.mosaic, options, members)
     masks = [first] if first else []
-    covered = _paint(stack, masks, guide)
+    covered = _covered(stack, first)
+    _paint(stack, masks, guide)
     if guide.mask is None and members:
         canvas = Canvas.of([e.wcs for e in stack.exposures], stack.shape)
         for _ in range(options.maxiters - len(masks)):
@@ -197,23 +201,29 @@ def _detected(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> 
     return replace(mosaic, image=np.where(np.isfinite(mosaic.image), mask, np.nan).astype(np.float32))
 
 
-def _paint(stack: ImageStack, masks: Sequence[Mosaic], guide: SourceGuide) -> list[float]:
-    """Mask the sources on each exposure; return what part of each the first mask covers."""
-    covered = []
+def _covered(stack: ImageStack, given: Mosaic | None) -> list[float]:
+    """Return what part of each exposure a given mosaic covers."""
+    if given is None:
+        return [1.0] * len(stack.exposures)
+    covered = [float(given.on_exposure(e.wcs, stack.shape)[1].mean()) for e in stack.exposures]
+    for exposure, part in zip(stack.exposures, covered, strict=True):
+        if not part:
+            raise ValueError(f"{given.name} does not cover {exposure.name}; give a mosaic of these exposures")
+    return covered
+
+
+def _paint(stack: ImageStack, masks: Sequence[Mosaic], guide: SourceGuide) -> None:
+    """Mask the sources on each exposure."""
     for i, exposure in enumerate(stack.exposures):
         on_source = np.zeros(stack.shape, dtype=bool)
-        seen = [mask.on_exposure(exposure.wcs, stack.shape) for mask in masks]
-        for mask, (place, inside) in zip(masks, seen, strict=True):
+        for mask in masks:
+            place, inside = mask.on_exposure(exposure.wcs, stack.shape)
             on_source |= inside & (mask.image.ravel()[place] > 0)
         if guide.include:
             on_source |= region_mask(guide.include, exposure.wcs, stack.shape)
         if guide.exclude:
             on_source &= ~region_mask(guide.exclude, exposure.wcs, stack.shape)
         stack.sources[i] = on_source
-        covered.append(float(seen[0][1].mean()) if seen else 1.0)
-        if seen and not covered[-1]:
-            raise ValueError(f"{masks[0].name} does not cover {exposure.name}; give a mosaic of these exposures")
-    return covered
 
 
 class _Part(NamedTuple):

@@ -68,23 +68,25 @@ class ImageStack:
     ) -> None:
         self._options, self._cores, self._scratch = options, cores, scratch
         self.exposures = tuple(exposures)
-        inverse = np.zeros(0)
+        inverse, known = np.zeros(0), np.zeros(0)
         for i, exposure in enumerate(exposures):
             pixels = exposure.read()
             if i == 0:
                 self.images = self._array("images", pixels.data.shape, np.float32)
                 self.sources = self._array("sources", pixels.data.shape, np.bool_)
-                inverse = np.zeros(pixels.data.shape)
+                inverse, known = np.zeros((2, *pixels.data.shape))
             elif pixels.data.shape != self.shape:
                 raise ValueError(
                     f"{exposure.name} has the shape {pixels.data.shape}, {exposures[0].name} {self.shape}: exposures "
                     "of one detector and subarray must have one shape"
                 )
             self.images[i] = pixels.image()
-            inverse += _inverse_variance(pixels.variance, self.images[i])
+            one_over = _inverse_variance(pixels.variance, self.images[i])
+            inverse += one_over
+            known += one_over > 0
         self.values = self._array("values", self.shape, np.float32)
-        self.counts = np.zeros((0, *self.shape), dtype=np.uint16)
-        self._variance = _common_variance(inverse, len(exposures))
+        self.counts = self._array("counts", self.shape, np.uint16)
+        self._variance = _common_variance(inverse, known)
         self.donors = self._find_donors()
 
     @property
@@ -104,8 +106,16 @@ class ImageStack:
             alike = (self.images[i] - self.standard.offset[i]) / self.standard.factor[i]
             self.values[i] = np.where(source, np.nan, alike)
         noise = sigma * np.median(self.standard.noise)
-        clip = {"noise": noise, "sigma": self._options.sigma, "out": self.values, "cores": self._cores}
-        _, self.counts = merge_others(self.values, serves, method=method, **clip)
+        merge_others(
+            self.values,
+            serves,
+            method=method,
+            noise=noise,
+            sigma=self._options.sigma,
+            out=self.values,
+            out_count=self.counts,
+            cores=self._cores,
+        )
         self._method = method
 
     def subtract(self) -> float:
@@ -122,7 +132,7 @@ class ImageStack:
 
     def has_background(self, i: int) -> bool:
         """Whether any pixel of an exposure has a background."""
-        return bool(np.isfinite(self.standard.level[i]) and self.counts[i].any())
+        return bool((np.isfinite(self.images[i]) & (self.counts[i] > 0)).any())
 
     def value(self, i: int) -> np.ndarray:
         """Background of each pixel of an exposure, after merging."""
@@ -150,21 +160,22 @@ class ImageStack:
         ny, nx = self.shape
         middle = np.array([[(nx - 1) / 2, (ny - 1) / 2]])
         centres = np.concatenate([sky_vectors(e.wcs, middle) for e in self.exposures])
-        return find_donors(centres, [e.time for e in self.exposures], self._options)
+        usable = np.array([np.isfinite(image).any() for image in self.images])
+        return find_donors(centres, [e.time for e in self.exposures], usable, self._options)
 
 
-def _inverse_variance(variance: np.ndarray | None, image: np.ndarray) -> np.ndarray | float:
+def _inverse_variance(variance: np.ndarray | None, image: np.ndarray) -> np.ndarray:
     """One over the variance of each pixel, 0 where it is not known."""
     if variance is None:
-        return 0.0
+        return np.zeros(image.shape)
     known = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     return np.divide(1, variance, out=np.zeros(image.shape), where=known)
 
 
-def _common_variance(inverse: np.ndarray, n: int) -> np.ndarray:
+def _common_variance(inverse: np.ndarray, number: np.ndarray) -> np.ndarray:
     """Variance of a pixel of one exposure: harmonic mean, which sources hardly change; 1 if too few are known."""
-    known = inverse > 0
+    known = number > 0
     if known.mean() < _LEAST_KNOWN:
         return np.ones(inverse.shape)
-    typical = np.median(inverse[known])
-    return n / np.where(known, inverse, typical)
+    mean = inverse / np.maximum(number, 1)
+    return 1 / np.where(known, mean, np.median(mean[known]))

@@ -25,6 +25,7 @@ def merge_others(
     noise: np.ndarray | None = None,
     sigma: float = 3.0,
     out: np.ndarray | None = None,
+    out_count: np.ndarray | None = None,
     cores: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
@@ -40,11 +41,14 @@ def merge_others(
         Statistic of each pixel.
     noise : ndarray, shape (ny, nx), optional
         Standard deviation of a pixel of one image. With it, the mean leaves out pixels farther than ``sigma`` times it
-        from the median of all images.
+        from the median of all images that serve each other, directly or through others; of an even number, the lower
+        of the two in the middle: cosmic rays are bright.
     sigma : float
         Limit of these.
     out : ndarray of float32, shape (n, ny, nx), optional
         Where to write the result: other memory than the stack, or the stack itself.
+    out_count : ndarray of uint16, shape (n, ny, nx), optional
+        Where to write the numbers of donors.
     cores : int
         Number of threads.
 
@@ -75,7 +79,7 @@ def merge_others(
     """
     _check(stack, donors, method, noise, out)
     value = np.empty(stack.shape, dtype=np.float32) if out is None else out
-    count = np.zeros(stack.shape, dtype=np.uint16)
+    count = np.empty(stack.shape, dtype=np.uint16) if out_count is None else out_count
     donors = donors.astype(bool)
     n, ny, nx = stack.shape
     pools = list(_pools(donors))
@@ -86,10 +90,13 @@ def merge_others(
         limit = None if noise is None else sigma * np.asarray(noise[rows], dtype=np.float32).ravel()
         merged = np.full(block.shape, np.nan, dtype=np.float32)
         number = np.zeros(block.shape, dtype=np.uint16)
-        kept = block if method == "median" or limit is None else _without_outliers(block, limit)
-        merge = _medians if method == "median" else _means
         for members, serves in pools:
-            merged[members], number[members] = merge(kept[members], serves)
+            some = block[members]
+            if method == "median":
+                merged[members], number[members] = _medians(some, serves)
+            else:
+                kept = some if limit is None else _without_outliers(some, limit)
+                merged[members], number[members] = _means(kept, serves)
         value[:, rows] = merged.reshape(part.shape)
         count[:, rows] = number.reshape(part.shape)
 
@@ -109,7 +116,7 @@ def merge_all(stack: np.ndarray, noise: float, sigma: float) -> tuple[np.ndarray
     noise : float
         Standard deviation of a pixel.
     sigma : float
-        Pixels farther than this from the median, in standard deviations, are left out.
+        Pixels farther than this from the median, in standard deviations, are left out, as `merge_others` does.
 
     Returns
     -------
@@ -180,10 +187,10 @@ def _pools(donors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def _without_outliers(block: np.ndarray, limit: np.ndarray) -> np.ndarray:
     """Set pixels to NaN that are too far from the median of all."""
-    order = np.sort(block.T, axis=1)
-    median = _middle(order, np.isfinite(block).sum(axis=0), np.zeros((0, block.shape[1]), dtype=np.float32))
+    order, count = np.sort(block, axis=0), np.isfinite(block).sum(axis=0)
+    middle = np.take_along_axis(order, np.maximum(count - 1, 0)[None] // 2, axis=0)
     with np.errstate(invalid="ignore"):
-        return np.where(np.abs(block - median) > limit, np.float32(np.nan), block)
+        return np.where(np.abs(block - middle) > limit, np.float32(np.nan), block)
 
 
 def _means(block: np.ndarray, donors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

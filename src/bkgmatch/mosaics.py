@@ -110,12 +110,16 @@ def read_mosaic(path: str | Path) -> Mosaic:
     wcs = SkyWcs(found.wcs, outline)
 
     def to_pixels(vectors: np.ndarray) -> np.ndarray:
-        return np.column_stack(wcs.world_to_pixel_values(*angles(vectors)))
+        pixels = np.column_stack(wcs.world_to_pixel_values(*angles(vectors)))
+        pixels[vectors @ outline.axes[2] <= 0] = np.nan  # the other side of the sky
+        return pixels
 
     with fits.open(found.path) as hdus:
         header = WCS(hdus[found.extension].header, hdus)
         image = np.array(hdus[found.extension].data, dtype=np.float32)
         weight = np.array(hdus["WHT"].data, dtype=np.float32) if "WHT" in hdus else np.ones_like(image)
+    if weight.shape != image.shape:
+        raise ValueError(f"{path}: WHT has shape {weight.shape}, the image {image.shape}")
     image[~(weight > 0)] = np.nan
     return Mosaic(str(path), image, np.nan_to_num(weight), to_pixels, header)
 

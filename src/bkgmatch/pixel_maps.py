@@ -128,7 +128,7 @@ def positions_in_plane(to_plane: Callable, shape: tuple[int, int]) -> np.ndarray
     ends = np.array([[-0.5, -0.5], [shape[1] - 0.5, shape[0] - 0.5]])
     across, along = _to_unit(pixels, *ends).T[::-1]
     allowed = _WORST * float(np.ptp(points, axis=0).max()) / max(shape)
-    for degree in _DEGREES[1:-1]:
+    for degree in _DEGREES[1:-1] if np.isfinite(points).all() else ():
         terms = chebvander2d(across, along, [degree, degree])
         solution = np.linalg.lstsq(terms[: len(nodes)], points[: len(nodes)], rcond=1e-12)[0]
         if np.abs(terms @ solution - points).max() < allowed:
