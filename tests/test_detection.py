@@ -226,7 +226,6 @@ def test_without_contrast_there_are_no_sources(value, light):
     assert not mask.any()
 
 
-@pytest.mark.xfail(reason="photutils warns that it has found nothing")
 def test_without_any_source_there_is_no_mask():
     """It is no cause for a warning."""
     mask = found(noise(), options=options_of(snr_threshold=50))
@@ -234,7 +233,6 @@ def test_without_any_source_there_is_no_mask():
     assert not mask.any()
 
 
-@pytest.mark.xfail(reason="numpy warns, photutils raises")
 @pytest.mark.parametrize("boxsize", [0, 20])
 def test_an_empty_mosaic_stays_empty(boxsize):
     assert np.isnan(flat_mosaic(np.full((50, 60), np.nan), boxsize)).all()
@@ -327,7 +325,6 @@ def test_least_growth(size):
     ).any()
 
 
-@pytest.mark.xfail(reason="masks do not grow at all where no ring is below the limit")
 def test_wide_light_grows_masks_as_far_as_they_can():
     """
     A star in the middle of a wide glow too faint to be found: the light is above the limit farther than masks grow.

@@ -7,13 +7,18 @@ import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 
-from bkgmatch.donors import find_donors
+from bkgmatch import donors as donors_module
 from bkgmatch.footprints import unit_vectors
 from bkgmatch.options import ImageForImageOptions
 
 
 def options(**kwargs):
     return ImageForImageOptions(**{"max_dt": None, "min_offset": 0, "min_members": 1} | kwargs)
+
+
+def find_donors(centres, times, opts, usable=None):
+    """All exposures have good pixels unless they are said to have none."""
+    return donors_module.find_donors(centres, times, np.ones(len(centres), bool) if usable is None else usable, opts)
 
 
 def at(*positions):
@@ -175,3 +180,13 @@ def test_no_exposures():
 def test_bad_options_are_named(name, bad):
     with pytest.raises(ValueError, match=name):
         ImageForImageOptions(**{name: bad})
+
+
+def test_exposures_without_pixels_serve_none():
+    centres, usable = at((0, 0), (0, 1), (0, 2), (0, 3)), np.array([True, False, True, True])
+    donors = find_donors(centres, [0.0] * 4, options(min_members=2), usable)
+    np.testing.assert_array_equal(donors.serves.sum(axis=0), [3, 0, 3, 3])
+    np.testing.assert_array_equal(donors.serves.sum(axis=1), [2, 3, 2, 2])
+    lacking = find_donors(centres, [0.0] * 4, options(min_members=3), usable).lacking
+    assert [bool(reason) for reason in lacking] == [True, False, True, True]
+    assert "1 have no good pixel" in lacking[0]
