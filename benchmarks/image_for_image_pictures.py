@@ -39,7 +39,7 @@ def read(files: list[Path]) -> tuple[list[np.ndarray], list]:
 def mosaic(images: list[np.ndarray], wcss: list) -> np.ndarray:
     """Mean of the exposures, less their medians."""
     flat = [image - np.nanmedian(image) for image in images]
-    return Canvas.of(wcss, flat[0].shape).mosaic(flat.__getitem__, noise=1.0).image
+    return Canvas.of(wcss, flat[0].shape)[0].mosaic(flat.__getitem__, noise=1.0).image
 
 
 def draw(panels: list[tuple[str, np.ndarray, float]], path: Path) -> None:

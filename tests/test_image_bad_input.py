@@ -114,13 +114,13 @@ def test_planes_of_another_shape(files, offline, plane):
     has(refused(association(files), offline), SECOND, plane, "(63, 64)", "(64, 64)")
 
 
-@pytest.mark.parametrize("plane", ["var_rnoise", "var_poisson"])
-@pytest.mark.parametrize("split_variance", [False, True])
+@pytest.mark.parametrize(
+    ("plane", "split_variance"),
+    [("VAR_POISSON", True), pytest.param("VAR_RNOISE", False, marks=pytest.mark.slow)],
+)
 def test_variances_of_another_shape(files, offline, plane, split_variance):
-    if plane == "var_poisson" and not split_variance:
-        pytest.skip("it is not used")
-    rewrite(files[1], lambda hdus: setattr(hdus[plane.upper()], "data", hdus[plane.upper()].data[:-1]))
-    has(refused(association(files), offline, split_variance=split_variance), SECOND, plane.upper(), "(63, 64)")
+    rewrite(files[1], lambda hdus: setattr(hdus[plane], "data", hdus[plane].data[:-1]))
+    has(refused(association(files), offline, split_variance=split_variance), SECOND, plane, "(63, 64)")
 
 
 def test_cubes(files, offline):
@@ -144,6 +144,7 @@ def test_a_member_that_is_no_jwst_file(files, offline):
     has(refused([str(file) for file in files], offline), SECOND)
 
 
+@pytest.mark.slow
 def test_results_of_this_step(files, offline):
     folder = files[0].parent
     ImageForImageStep.call([str(file) for file in files], save_results=True, output_dir=str(folder), maxiters=1)
@@ -277,7 +278,7 @@ def test_a_result_never_replaces_its_input(files, offline, monkeypatch, how):
     has(refused([str(file) for file in files], offline, **options), FIRST, "overwrite", "output_dir")
 
 
-@pytest.mark.parametrize("container", [ModelContainer, ModelLibrary])
+@pytest.mark.parametrize("container", [ModelLibrary, pytest.param(ModelContainer, marks=pytest.mark.slow)])
 def test_models_in_memory_may_share_a_name(files, container):
     """Each has the others as members."""
     models = opened(files)
@@ -392,7 +393,7 @@ def test_one_exposure_of_another_time(files, caplog):
 KINDS = {"detector": ("MIRIMAGE", "MIRIFULONG", "MIRIFUSHORT"), "filter": ("F770W", "F1000W", "F1500W")}
 
 
-@pytest.mark.parametrize("what", KINDS)
+@pytest.mark.parametrize("what", ["filter", pytest.param("detector", marks=pytest.mark.slow)])
 def test_each_of_another_kind(files, caplog, what):
     for file, value in zip(files, KINDS[what], strict=True):
         spoil(file, lambda model, value=value: setattr(model.meta.instrument, what, value))
@@ -430,8 +431,14 @@ def test_what_is_skipped_is_saved_as_it_is(files, tmp_path):
     assert {status for status, _ in accepted(again, maxiters=1)} == {"COMPLETE"}
 
 
-@pytest.mark.parametrize("bad", ["NaN", "infinite", "zero", "negative"])
-@pytest.mark.parametrize("where", ["everywhere", "in a part", "in one exposure"])
+BAD, WHERE = ("NaN", "infinite", "zero", "negative"), ("everywhere", "in a part", "in one exposure")
+FAST = {("NaN", "everywhere"), ("NaN", "in a part"), ("zero", "in one exposure")}
+
+
+@pytest.mark.parametrize(
+    ("bad", "where"),
+    [pytest.param(b, w, marks=() if (b, w) in FAST else pytest.mark.slow) for b in BAD for w in WHERE],
+)
 def test_errors_that_tell_nothing(files, bad, where):
     """Results and their errors are what they are without; errors that are not numbers stay so."""
     value = {"NaN": np.nan, "infinite": np.inf, "zero": 0.0, "negative": -1.0}[bad]
@@ -455,7 +462,7 @@ def test_errors_that_tell_nothing(files, bad, where):
             library.shelve(model, n, modify=False)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, *(pytest.param(v, marks=pytest.mark.slow) for v in (np.inf, -np.inf))])
 def test_values_that_are_not_finite(files, bad):
     """With good flags: they stay what they are, and harm no others."""
     models = opened(files)

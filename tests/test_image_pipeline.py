@@ -63,8 +63,10 @@ def flagged(rates, tmp_path_factory):
     return products(rates, tmp_path_factory.mktemp("flagged"), holes="flag")
 
 
-@pytest.mark.parametrize("kind", ["file", "model"])
-@pytest.mark.parametrize("holes", ["saved", "flagged"])
+@pytest.mark.parametrize(
+    ("kind", "holes"),
+    [("file", "saved"), ("model", "flagged"), pytest.param("model", "saved", marks=pytest.mark.slow)],
+)
 def test_bkg_subtract_does_the_same(rates, request, kind, holes):
     """Not one bit differs in SCI and DQ; the step of jwst leaves ERR alone."""
     for rate, (result, background) in zip(rates, request.getfixturevalue(holes), strict=True):

@@ -61,6 +61,7 @@ LAYERS = [
     {"mosaics"},
     {"image_samples"},
     {"image_stack"},
+    {"source_masks"},
     {"image_backgrounds"},
     {"image_story"},
     {"record"},

@@ -91,17 +91,18 @@ def _smoothed(image: np.ndarray, fwhm: float) -> np.ndarray:
 
 def _grown(labels: np.ndarray, image: np.ndarray, light: float, least: int) -> np.ndarray:
     """
-    Grow masks, ring by ring of one pixel, until the mean of the light in a ring is less than the limit.
+    Grow masks, ring by ring of one pixel, until the mean of the light in the next two is less than the limit.
 
-    Each ring has the pixels that are nearest to its source: the profile of the source itself says how far it reaches.
+    The first ring alone would be too dark: its pixels are not of the source because their noise is low. Each ring has
+    the pixels that are nearest to its source: the profile of the source itself says how far it reaches.
     """
     distance, nearest = ndimage.distance_transform_edt(labels == 0, return_indices=True)
     owner = labels[tuple(nearest)]
     ring = np.ceil(distance).astype(np.int32)
     near = (ring > 0) & (ring <= _RINGS) & np.isfinite(image)
     place, size = owner[near] * (_RINGS + 1) + ring[near], (int(labels.max()) + 1) * (_RINGS + 1)
-    total, number = np.bincount(place, image[near], size), np.bincount(place, minlength=size)
-    mean = np.divide(total, number, out=np.zeros(size), where=number > 0).reshape(-1, _RINGS + 1)
-    dark = np.column_stack([mean[:, 1:] < light, np.ones(len(mean), dtype=bool)])
-    reach = np.argmax(dark, axis=1)
+    rings = [np.bincount(place, values, size).reshape(-1, _RINGS + 1)[:, 1:] for values in (image[near], None)]
+    total, number = (ring[:, :-1] + ring[:, 1:] for ring in rings)
+    dark = np.divide(total, number, out=np.zeros(total.shape), where=number > 0) < light
+    reach = np.argmax(np.column_stack([dark, np.ones(len(dark), dtype=bool)]), axis=1)
     return ring <= np.maximum(reach, least)[owner]

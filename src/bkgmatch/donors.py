@@ -21,11 +21,14 @@ class Donors:
     ----------
     serves : ndarray of bool, shape (n, n)
         ``serves[t, d]``: exposure d is part of the background of exposure t; none for those that have too few.
+    usable : ndarray of bool, shape (n,)
+        Exposures that have good pixels.
     lacking : tuple of str
         For each exposure why it has too few; empty if it has enough.
     """
 
     serves: np.ndarray
+    usable: np.ndarray
     lacking: tuple[str, ...]
 
 
@@ -62,7 +65,7 @@ def find_donors(
     empty = (other & ~usable).sum(axis=1)
     numbers = zip(few, left, late.sum(axis=1), close.sum(axis=1), empty, strict=True)
     lacking = tuple(_reason(options, len(few) - 1, *counts) if is_few else "" for is_few, *counts in numbers)
-    return Donors(serves & ~few[:, None], lacking)
+    return Donors(serves & ~few[:, None], usable, lacking)
 
 
 def _reason(options: ImageForImageOptions, others: int, left: int, late: int, close: int, empty: int) -> str:

@@ -1,44 +1,25 @@
 """Make a background image for each exposure of the other exposures: the stages in order."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import numpy as np
-from regions import SkyRegion
 
-from bkgmatch.detection import deviation, find_sources, flat_mosaic
+from bkgmatch.detection import deviation
 from bkgmatch.exposures import Exposure, check_names
 from bkgmatch.image_stack import Background, ImageStack
-from bkgmatch.masks import region_mask
-from bkgmatch.mosaics import Canvas, Mosaic
+from bkgmatch.mosaics import Mosaic
 from bkgmatch.options import ImageForImageOptions
+from bkgmatch.source_masks import SourceGuide, mask_sources
 
 __all__ = ["MADE", "Background", "ImageBackgrounds", "SourceGuide", "make_backgrounds"]
 
-MADE, NO_PIXELS, NO_DONORS = "made", "no good pixels", "no other exposure has good pixels where it has them"
-
-
-@dataclass(frozen=True)
-class SourceGuide:
-    """
-    What is known of the sources beforehand.
-
-    Parameters
-    ----------
-    mosaic : Mosaic, optional
-        Image in which sources are found first.
-    mask : Mosaic, optional
-        Mask or segmentation image, not zero on sources: then none are searched for.
-    include, exclude : sequence of SkyRegion
-        Regions that belong to sources, and regions that do not.
-    """
-
-    mosaic: Mosaic | None = None
-    mask: Mosaic | None = None
-    include: Sequence[SkyRegion] = ()
-    exclude: Sequence[SkyRegion] = ()
+MADE = "made"
+NO_PIXELS, ALL_SOURCE = "no good pixels", "all its good pixels are on sources"
+NO_DONORS = "no other exposure has good pixels where it has them"
 
 
 @dataclass(frozen=True)
@@ -154,76 +135,14 @@ def make_backgrounds(
     if len(given) != len(exposures):
         raise ValueError(f"there are {len(given)} kinds for {len(exposures)} exposures; give one for each")
     parts = []
-    for number, kind in enumerate(dict.fromkeys(given)):
+    for kind in dict.fromkeys(given):
         members = [i for i, other in enumerate(given) if other == kind]
-        stack = ImageStack([exposures[i] for i in members], options, cores=cores, scratch=_subfolder(scratch, number))
-        parts.append(_Part(kind, members, stack, *_merge(stack, options, guide, cores)))
+        folder = Path(mkdtemp(dir=scratch)) if scratch else None
+        stack = ImageStack([exposures[i] for i in members], options, cores=cores, scratch=folder)
+        masks, covered = mask_sources(stack, options, guide, cores=cores)
+        stack.merge(options.method)
+        parts.append(_Part(kind, members, stack, masks, covered))
     return _gathered(exposures, parts)
-
-
-def _subfolder(scratch: Path | None, number: int) -> Path | None:
-    if scratch is None:
-        return None
-    folder = scratch / f"stack{number}"
-    folder.mkdir()
-    return folder
-
-
-def _merge(
-    stack: ImageStack, options: ImageForImageOptions, guide: SourceGuide, cores: int
-) -> tuple[list[Mosaic], list[float]]:
-    """Find sources and merge, in turns; return the masks that were used, and what part of each exposure is covered."""
-    numbers = stack.donors.serves.sum(axis=1)
-    members = float(np.median(numbers[numbers > 0])) if numbers.any() else 0.0
-    first = guide.mask
-    if guide.mosaic is not None:
-        first = _detected(guide.mosaic, options, members)
-    masks = [first] if first else []
-    covered = _covered(stack, first)
-    _paint(stack, masks, guide)
-    if guide.mask is None and members:
-        canvas = Canvas.of([e.wcs for e in stack.exposures], stack.shape)
-        for _ in range(options.maxiters - len(masks)):
-            stack.merge("median")
-            noise = stack.subtract()
-            mosaic = canvas.mosaic(lambda i: stack.values[i], noise, cores=cores)
-            masks = [m for m in [first] if m] + [_detected(mosaic, replace(options, bkg_boxsize=0), members)]
-            _paint(stack, masks, guide)
-    stack.merge(options.method)
-    return masks, covered
-
-
-def _detected(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> Mosaic:
-    """Mask of the sources of a mosaic."""
-    flat = flat_mosaic(mosaic.image, options.bkg_boxsize)
-    light = options.grow * max(members, 1) * deviation(flat) if options.grow else np.inf
-    mask = find_sources(flat, mosaic.count, options, light)
-    return replace(mosaic, image=np.where(np.isfinite(mosaic.image), mask, np.nan).astype(np.float32))
-
-
-def _covered(stack: ImageStack, given: Mosaic | None) -> list[float]:
-    """Return what part of each exposure a given mosaic covers."""
-    if given is None:
-        return [1.0] * len(stack.exposures)
-    covered = [float(given.on_exposure(e.wcs, stack.shape)[1].mean()) for e in stack.exposures]
-    for exposure, part in zip(stack.exposures, covered, strict=True):
-        if not part:
-            raise ValueError(f"{given.name} does not cover {exposure.name}; give a mosaic of these exposures")
-    return covered
-
-
-def _paint(stack: ImageStack, masks: Sequence[Mosaic], guide: SourceGuide) -> None:
-    """Mask the sources on each exposure."""
-    for i, exposure in enumerate(stack.exposures):
-        on_source = np.zeros(stack.shape, dtype=bool)
-        for mask in masks:
-            place, inside = mask.on_exposure(exposure.wcs, stack.shape)
-            on_source |= inside & (mask.image.ravel()[place] > 0)
-        if guide.include:
-            on_source |= region_mask(guide.include, exposure.wcs, stack.shape)
-        if guide.exclude:
-            on_source &= ~region_mask(guide.exclude, exposure.wcs, stack.shape)
-        stack.sources[i] = on_source
 
 
 class _Part(NamedTuple):
@@ -266,9 +185,9 @@ class _Summary(NamedTuple):
 def _summary(part: _Part, k: int) -> _Summary:
     stack = part.stack
     level = float(stack.standard.level[k])
-    if stack.donors.lacking[k] or not stack.has_background(k):
-        status = stack.donors.lacking[k] or (NO_PIXELS if np.isnan(level) else NO_DONORS)
-        return _Summary(status, (), level, part.covered[k])
+    why = stack.donors.lacking[k] or _trouble(stack, k)
+    if why:
+        return _Summary(why, (), level, part.covered[k])
     members = tuple(stack.exposures[d].name for d in np.flatnonzero(stack.donors.serves[k]))
     good, count, source = np.isfinite(stack.images[k]), stack.counts[k], stack.sources[k]
     left = stack.images[k] - stack.value(k)
@@ -282,3 +201,12 @@ def _summary(part: _Part, k: int) -> _Summary:
         holes=float((count[good] == 0).mean()),
         donors=float(np.median(count[good])),
     )
+
+
+def _trouble(stack: ImageStack, k: int) -> str:
+    """Why an exposure that others serve has no background; empty if it has one."""
+    if stack.has_background(k):
+        return ""
+    if not np.isfinite(stack.images[k]).any():
+        return NO_PIXELS
+    return NO_DONORS if np.isfinite(stack.standard.level[k]) else ALL_SOURCE

@@ -1,5 +1,6 @@
 """Levels and noise of exposures of one detector, from a sample of their pixels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ from bkgmatch.options import Scale
 __all__ = ["Standard", "measure_standards", "sample_rows"]
 
 _PIXELS = 1 << 17
-_ROUNDS = 3
+_ROUNDS = 4
+_OUTLIER = 4.0  # standard deviations
 _BRIGHT = 0.3  # of the median of a pattern: ratios to fainter pixels tell little
 
 
@@ -42,7 +44,9 @@ def sample_rows(shape: tuple[int, ...]) -> tuple[slice, slice]:
     return slice(step // 2, None, step), slice(step // 2, None, step)
 
 
-def measure_standards(values: np.ndarray, sigma: np.ndarray, serves: np.ndarray, scale: Scale) -> Standard:
+def measure_standards(
+    values: np.ndarray, sigma: np.ndarray, serves: np.ndarray, scale: Scale, names: Sequence[str]
+) -> Standard:
     """
     Measure the level and the noise of exposures.
 
@@ -56,6 +60,8 @@ def measure_standards(values: np.ndarray, sigma: np.ndarray, serves: np.ndarray,
         ``serves[t, d]``: exposure d is part of the background of exposure t.
     scale : {"additive", "none", "multiplicative"}
         What differs from exposure to exposure.
+    names : sequence of str
+        Names of the exposures, for messages.
 
     Returns
     -------
@@ -68,30 +74,44 @@ def measure_standards(values: np.ndarray, sigma: np.ndarray, serves: np.ndarray,
     ValueError
         If a level is not positive, and scales are to be multiplied.
     """
-    level = _levels(values)
-    offset = level if scale == "additive" else np.zeros(len(values))
-    factor = _factors(values, level) if scale == "multiplicative" else np.ones(len(values))
+    offset, factor = np.zeros(len(values)), np.ones(len(values))
+    if scale == "multiplicative":
+        level, factor = _factors(values, names)
+    else:
+        level = _levels(values)
+        offset = level if scale == "additive" else offset
     alike = ((values - offset[:, None]) / factor[:, None]).astype(np.float32)
     return Standard(level, offset, factor, _noise(alike, sigma, serves))
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
+    """Levels relative to a common pattern: by medians first, then by least squares without outliers."""
     level = _medians(values)
     for _ in range(_ROUNDS):
         left = values - level[:, None]
-        level = level + _medians(left - _medians(left.T))
+        residual = left - _medians(left.T)
+        level = level + _medians(residual)
+    known = np.abs(residual) <= _OUTLIER * np.array([deviation(row) for row in residual])[:, None]
+    for _ in range(_ROUNDS):
+        left = np.where(known, values - level[:, None], 0)
+        residual = np.where(known, left - left.sum(axis=0) / np.maximum(known.sum(axis=0), 1), 0)
+        level = level + residual.sum(axis=1) / np.maximum(known.sum(axis=1), 1)
     return level
 
 
-def _factors(values: np.ndarray, level: np.ndarray) -> np.ndarray:
-    if not (level[np.isfinite(level)] > 0).all():
-        raise ValueError("the level of an exposure is not positive: use scale='additive'")
-    factor = level / np.nanmedian(level)
+def _factors(values: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Levels and factors relative to a common pattern."""
+    start = _medians(values)
+    for name, level in zip(names, start, strict=True):
+        if level <= 0:
+            raise ValueError(f"{name}: its level {level:.4g} is not positive; use scale='additive'")
+    factor = start / np.nanmedian(start)
     for _ in range(_ROUNDS):
         pattern = _medians((values / factor[:, None]).T)
-        pattern[~(pattern > _BRIGHT * np.nanmedian(pattern))] = np.nan
+        typical = np.nanmedian(pattern)
+        pattern[~(pattern > _BRIGHT * typical)] = np.nan
         factor = factor * _medians(values / (factor[:, None] * pattern))
-    return factor
+    return factor * typical, factor
 
 
 def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray) -> np.ndarray:

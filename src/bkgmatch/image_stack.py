@@ -95,13 +95,23 @@ class ImageStack:
         return self.images.shape[1:]
 
     def merge(self, method: MergeMethod) -> None:
-        """Merge, for each exposure, the pixels of the others that are not on sources."""
+        """Merge, for each exposure, the pixels of its donors that are not on sources."""
+        self._merge(method, self.donors.serves)
+
+    def merge_for_sources(self) -> None:
+        """Merge medians; for exposures that have too few donors, those of all others."""
+        serves = self.donors.serves.copy()
+        lonely = ~serves.any(axis=1)
+        serves[lonely] = self.donors.usable & ~np.eye(len(serves), dtype=bool)[lonely]
+        self._merge("median", serves)
+
+    def _merge(self, method: MergeMethod, serves: np.ndarray) -> None:
         sigma = np.sqrt(self._variance)
         rows, columns = sample_rows(self.shape)
         sample = np.where(self.sources[:, rows, columns], np.nan, self.images[:, rows, columns])
-        serves, scale = self.donors.serves, self._options.scale
         flat = sample.reshape(len(sample), -1)
-        self.standard = measure_standards(flat, sigma[rows, columns].ravel(), serves, scale)
+        names = [exposure.name for exposure in self.exposures]
+        self.standard = measure_standards(flat, sigma[rows, columns].ravel(), serves, self._options.scale, names)
         for i, source in enumerate(self.sources):
             alike = (self.images[i] - self.standard.offset[i]) / self.standard.factor[i]
             self.values[i] = np.where(source, np.nan, alike)
@@ -128,11 +138,13 @@ class ImageStack:
             left -= np.nanmedian(sample) if np.isfinite(sample).any() else 0
             self.values[i] = left
             rms.append(deviation(sample))
-        return float(np.nanmedian(rms))
+        known = [value for value in rms if value > 0]
+        return float(np.median(known)) if known else float("nan")
 
     def has_background(self, i: int) -> bool:
         """Whether any pixel of an exposure has a background."""
-        return bool((np.isfinite(self.images[i]) & (self.counts[i] > 0)).any())
+        has_scale = np.isfinite(self.standard.offset[i] + self.standard.factor[i])
+        return bool(has_scale and (np.isfinite(self.images[i]) & (self.counts[i] > 0)).any())
 
     def value(self, i: int) -> np.ndarray:
         """Background of each pixel of an exposure, after merging."""

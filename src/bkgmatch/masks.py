@@ -11,7 +11,7 @@ from regions import PixCoord, Regions, SkyRegion
 from bkgmatch.footprints import position, sky_vectors
 from bkgmatch.pixel_maps import positions_in_plane
 
-__all__ = ["find_masks", "read_mask", "read_regions", "region_mask"]
+__all__ = ["find_masks", "inside_regions", "read_mask", "read_regions", "region_mask"]
 
 
 def find_masks(masks: Sequence[str], files: Sequence[Path]) -> list[Path | None]:
@@ -140,14 +140,25 @@ def region_mask(regions: Sequence[SkyRegion], wcs: Callable, shape: tuple[int, i
     ndarray of bool, shape (ny, nx)
         Good pixels.
     """
-    including = [r for r in regions if r.meta.get("include", True) not in (False, "-")]
-    excluding = [r for r in regions if r not in including]
+    including = [r for r in regions if not _excludes(r)]
+    excluding = [r for r in regions if _excludes(r)]
     tangent, position = _tangent_position(wcs, shape)
     good = np.full(shape, not including)
     for group, value in ((including, True), (excluding, False)):
         for region in group:
             good[region.to_pixel(tangent).contains(position)] = value
     return good
+
+
+def inside_regions(regions: Sequence[SkyRegion], wcs: Callable, shape: tuple[int, int]) -> np.ndarray:
+    """Find the pixels inside plain regions, as `region_mask`; none where there are only excluding ones."""
+    if all(_excludes(region) for region in regions):
+        return np.zeros(shape, dtype=bool)
+    return region_mask(regions, wcs, shape)
+
+
+def _excludes(region: SkyRegion) -> bool:
+    return region.meta.get("include", True) in (False, "-")
 
 
 def _beside(file: Path, suffix: str) -> Path | None:

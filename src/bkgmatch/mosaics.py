@@ -11,17 +11,19 @@ from astropy.wcs import WCS
 
 from bkgmatch.cells import resampled
 from bkgmatch.execution import run
-from bkgmatch.footprints import angles, footprint, sky_vectors
+from bkgmatch.footprints import Footprint, angles, candidate_neighbours, footprint, sky_vectors
 from bkgmatch.grids import Grid, common_grid
 from bkgmatch.images import FitsImage
 from bkgmatch.leave_one_out import merge_all
 from bkgmatch.pixel_maps import PixelMap, pixel_map, positions_in_plane
 from bkgmatch.reprojected import SkyWcs
+from bkgmatch.solve import connected
 
 __all__ = ["Canvas", "Mosaic", "read_mosaic"]
 
 _TILE = 512
 _SIGMA = 4.0
+_NO_DATA = 255
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,12 @@ class Mosaic:
     def write(self, path: Path) -> None:
         """Save the image as a mask, 1 where it is not zero, with its WCS; it can be read again."""
         header = self.header.to_header(relax=True)
+        mask = np.where(np.isfinite(self.image), self.image != 0, _NO_DATA).astype(np.uint8)
         part = path.with_name(f".{path.name}.part")
         try:
-            fits.PrimaryHDU((np.nan_to_num(self.image) != 0).astype(np.uint8), header).writeto(part, overwrite=True)
+            hdu = fits.PrimaryHDU(mask, header)
+            hdu.header["BLANK"] = (_NO_DATA, "no data")
+            hdu.writeto(part, overwrite=True)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -137,19 +142,22 @@ class Canvas:
         First cell (x, y).
     shape : tuple of int
         Number of rows and columns.
+    members : tuple of int
+        Numbers of the exposures.
     maps : tuple of PixelMap
-        Where its cells lie in each exposure.
+        Where its cells lie in each of them.
     """
 
     grid: Grid
     low: np.ndarray
     shape: tuple[int, int]
+    members: tuple[int, ...]
     maps: tuple[PixelMap, ...]
 
     @classmethod
-    def of(cls, wcss: Sequence[Callable], shape: tuple[int, int]) -> "Canvas":
+    def of(cls, wcss: Sequence[Callable], shape: tuple[int, int]) -> "list[Canvas]":
         """
-        Find a grid for exposures, its cells as large as their pixels.
+        Find grids for exposures, their cells as large as the pixels.
 
         Parameters
         ----------
@@ -160,16 +168,24 @@ class Canvas:
 
         Returns
         -------
-        Canvas
-            The grid.
+        list of Canvas
+            One for each field: exposures that may overlap, directly or through others.
         """
         everywhere = np.ones(shape, dtype=bool)
         outlines = [footprint(everywhere, wcs, overlap="footprint") for wcs in wcss]
-        grid = common_grid(outlines)
-        maps = tuple(pixel_map(outline, wcs, grid.of) for outline, wcs in zip(outlines, wcss, strict=True))
+        near = candidate_neighbours(outlines)
+        first = np.repeat(np.arange(len(near)), [len(others) for others in near])
+        field = connected(len(near), first, np.concatenate(near).astype(int))
+        return [cls._of_field(np.flatnonzero(field == k).tolist(), outlines, wcss) for k in dict.fromkeys(field)]
+
+    @classmethod
+    def _of_field(cls, members: list[int], outlines: Sequence[Footprint], wcss: Sequence[Callable]) -> "Canvas":
+        ordered = sorted((outlines[i] for i in members), key=lambda outline: outline.axes[2].tolist())
+        grid = common_grid(ordered)  # the same for exposures in any order
+        maps = tuple(pixel_map(outlines[i], wcss[i], grid.of) for i in members)
         low = np.floor(np.min([where.low for where in maps], axis=0)).astype(int)
         nx, ny = np.ceil(np.max([where.high for where in maps], axis=0)).astype(int) - low + 1
-        return cls(grid, low, (int(ny), int(nx)), maps)
+        return cls(grid, low, (int(ny), int(nx)), tuple(members), maps)
 
     def to_pixels(self, vectors: np.ndarray) -> np.ndarray:
         """Pixel coordinates (x, y), shape (n, 2), of unit vectors, shape (n, 3)."""
@@ -202,7 +218,8 @@ class Canvas:
                 np.arange(start, min(start + _TILE, n)) for start, n in zip(corner, self.shape, strict=True)
             )
             cells = columns + self.low[0], rows + self.low[1]
-            here = [resampled(image(i), where, *cells) for i, where in enumerate(self.maps) if _touch(where, *cells)]
+            pairs = zip(self.members, self.maps, strict=True)
+            here = [resampled(image(i), where, *cells) for i, where in pairs if _touch(where, *cells)]
             if here:
                 square = slice(y, y + len(rows)), slice(x, x + len(columns))
                 value[square], count[square] = merge_all(np.array(here), noise, _SIGMA)

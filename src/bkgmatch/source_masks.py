@@ -1,0 +1,123 @@
+"""Find the sources of exposures of one detector in mosaics, and mask them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from regions import SkyRegion
+
+from bkgmatch.detection import deviation, find_sources, flat_mosaic
+from bkgmatch.image_stack import ImageStack
+from bkgmatch.masks import inside_regions
+from bkgmatch.mosaics import Canvas, Mosaic
+from bkgmatch.options import ImageForImageOptions
+
+__all__ = ["SourceGuide", "mask_sources"]
+
+
+@dataclass(frozen=True)
+class SourceGuide:
+    """
+    What is known of the sources beforehand.
+
+    Parameters
+    ----------
+    mosaic : Mosaic, optional
+        Image in which sources are found first.
+    mask : Mosaic, optional
+        Mask or segmentation image, not zero on sources: then none are searched for.
+    include, exclude : sequence of SkyRegion
+        Regions that belong to sources, and regions that do not.
+    """
+
+    mosaic: Mosaic | None = None
+    mask: Mosaic | None = None
+    include: Sequence[SkyRegion] = ()
+    exclude: Sequence[SkyRegion] = ()
+
+
+def mask_sources(
+    stack: ImageStack, options: ImageForImageOptions, guide: SourceGuide, *, cores: int = 1
+) -> tuple[list[Mosaic], list[float]]:
+    """
+    Find the sources of exposures, and mask them.
+
+    Parameters
+    ----------
+    stack : ImageStack
+        The exposures; their masks are set. What has been merged is lost.
+    options : ImageForImageOptions
+        Options.
+    guide : SourceGuide
+        What is known of the sources.
+    cores : int
+        Number of threads.
+
+    Returns
+    -------
+    masks : list of Mosaic
+        Masks, 1 on sources: the given one, if there is one, and those of the mosaics of the exposures.
+    covered : list of float
+        Part of each exposure that the given mosaic or mask covers; 1 without one.
+
+    Raises
+    ------
+    ValueError
+        If the given mosaic or mask does not cover an exposure.
+    """
+    numbers = stack.donors.serves.sum(axis=1)
+    members = float(np.median(numbers[numbers > 0])) if numbers.any() else 0.0
+    given = guide.mask if guide.mosaic is None else _in_given(guide.mosaic, options, members)
+    covered = [1.0] * len(stack.exposures) if given is None else _covered(stack, given)
+    own: list[Mosaic] = []
+    _paint(stack, guide, given, {})
+    if guide.mask is None and members:
+        fields = Canvas.of([exposure.wcs for exposure in stack.exposures], stack.shape)
+        for _ in range(options.maxiters - (given is not None)):
+            stack.merge_for_sources()
+            noise = stack.subtract()
+            own = [
+                _detected(field.mosaic(stack.values.__getitem__, noise, cores=cores), options, members)
+                for field in fields
+            ]
+            owners = {i: mask for field, mask in zip(fields, own, strict=True) for i in field.members}
+            _paint(stack, guide, given, owners)
+    return [mask for mask in (given, *own) if mask is not None], covered
+
+
+def _in_given(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> Mosaic:
+    """Mask of the sources of a given mosaic; zeros are no data."""
+    image = np.where(mosaic.image == 0, np.float32(np.nan), mosaic.image)
+    return _detected(replace(mosaic, image=flat_mosaic(image, options.bkg_boxsize)), options, members)
+
+
+def _detected(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> Mosaic:
+    """Mask of the sources of a mosaic, which has no background but a level."""
+    flat = flat_mosaic(mosaic.image, 0)
+    light = options.grow * max(members, 1) * deviation(flat) if options.grow else np.inf
+    mask = find_sources(flat, mosaic.count, options, light)
+    return replace(mosaic, image=np.where(np.isfinite(flat), mask, np.nan).astype(np.float32))
+
+
+def _covered(stack: ImageStack, given: Mosaic) -> list[float]:
+    """Return what part of each exposure a given mosaic covers."""
+    covered = [float(given.on_exposure(e.wcs, stack.shape)[1].mean()) for e in stack.exposures]
+    for exposure, part in zip(stack.exposures, covered, strict=True):
+        if not part:
+            raise ValueError(f"{given.name} does not cover {exposure.name}; give a mosaic of these exposures")
+    return covered
+
+
+def _paint(stack: ImageStack, guide: SourceGuide, given: Mosaic | None, own: dict[int, Mosaic]) -> None:
+    """Mask the sources on each exposure: those of the given mosaic, of its own, and of regions."""
+    for i, exposure in enumerate(stack.exposures):
+        on_source = np.zeros(stack.shape, dtype=bool)
+        for mask in (given, own.get(i)):
+            if mask is not None:
+                place, inside = mask.on_exposure(exposure.wcs, stack.shape)
+                on_source |= inside & (mask.image.ravel()[place] != 0)
+        if guide.include:
+            on_source |= inside_regions(guide.include, exposure.wcs, stack.shape)
+        if guide.exclude:
+            on_source &= ~inside_regions(guide.exclude, exposure.wcs, stack.shape)
+        stack.sources[i] = on_source
