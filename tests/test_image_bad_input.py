@@ -1,5 +1,6 @@
 """Bad input of ImageForImageStep: one clear message each, with the file and the remedy, and nothing half-written."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -36,7 +37,10 @@ def _assign_freely():
 def unspoilt(tmp_path_factory, _assign_freely):
     """Three dithers without sources."""
     scene = simulate_dithers(rng=np.random.default_rng(4), dithers=3, dither_step=40.0, binning=16, n_sources=0)
-    return image_files(scene, tmp_path_factory.mktemp("unspoilt"))
+    files = image_files(scene, tmp_path_factory.mktemp("unspoilt"))
+    ImageForImageStep.call([str(file) for file in files])
+    gc.freeze()  # the schemas that have been read by now; as in conftest
+    return files
 
 
 def refused(inputs, offline, error=ValueError, **options):

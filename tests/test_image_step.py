@@ -1,5 +1,6 @@
 """ImageForImageStep on real files: inputs, pixels, masks, records, groups, rate exposures, undo."""
 
+import gc
 import inspect
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -33,6 +35,7 @@ from bkgmatch.steps.simulated import as_model
 
 pytestmark = pytest.mark.usefixtures("offline")
 
+DOCS = Path(__file__).parents[1] / "docs" / "image_for_image.rst"
 ESTIMATED, UNUSABLE, NON_SCIENCE, JUMP = (
     dq_flags[name] for name in ("FLUX_ESTIMATED", "DO_NOT_USE", "NON_SCIENCE", "JUMP_DET")
 )
@@ -144,6 +147,7 @@ def saved(image_cals, tmp_path_factory, _assign_freely):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("VALIDATE_ON_ASSIGNMENT")
         run(str(association(image_cals)), output_dir=str(folder), **options)
+    gc.freeze()  # the schemas that have been read by now; as in conftest
     image_cals[0].with_name("asn.json").unlink()
     assert (digest(image_cals), sorted(image_cals[0].parent.iterdir())) == before
     return folder
@@ -381,8 +385,11 @@ KIND_OPTIONS = {"in_memory=False": {"in_memory": False}, "two threads": {"maximu
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
-def test_each_kind_of_input_gives_the_same(three, of_three, kind, offline):
-    before, folder = digest(three), sorted(Path(tempfolder()).iterdir())
+def test_each_kind_of_input_gives_the_same(three, of_three, kind, offline, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    before = digest(three)
     given = (KINDS | SLOW)[kind](three)
     own = list(given) if kind in ("list of models", "container") else []
     contents = [({n: getattr(m, n).copy() for n in PLANES}, m.to_flat_dict(include_arrays=False)) for m in own]
@@ -402,13 +409,7 @@ def test_each_kind_of_input_gives_the_same(three, of_three, kind, offline):
         assert model.to_flat_dict(include_arrays=False) == meta
     if not library.on_disk:
         assert list(offline.iterdir()) == []
-    assert sorted(Path(tempfolder()).iterdir()) == folder, "pixels are left on disk"
-
-
-def tempfolder():
-    import tempfile
-
-    return tempfile.gettempdir()
+    assert list(scratch.iterdir()) == [], "pixels are left on disk"
 
 
 @pytest.mark.slow
@@ -887,6 +888,28 @@ def test_every_option_has_a_parameter_and_the_others_are_known():
         "in_memory", "maximum_cores",
     }  # fmt: skip
     assert set(described(ImageForImageStep)) == others | {field.name for field in fields(ImageForImageOptions)}
+
+
+def test_every_parameter_is_in_the_docs():
+    text = DOCS.read_text(encoding="utf-8")
+    listed = {name for line in re.findall(r"(?m)^ +[*] - (``.*)$", text) for name in re.findall(r"``(\w+)``", line)}
+    assert [name for name in described(ImageForImageStep) if name not in listed] == []
+
+
+def test_choices_of_the_toolkit(scene, mosaic):
+    """Its parameter file: a plain median of the others, levels and all, and one detection in the given mosaic."""
+    assert main(["pars", "image_for_image_crab", "--out", "crab.asdf"]) == 0
+    step = ImageForImageStep.from_config_file("crab.asdf")
+    step.mosaic, step.save_mask = str(mosaic), True
+    given = models_of(scene)
+    done = arrays(step.run(given))
+    masked = [datamodels.open(file).data for file in results([model.meta.filename for model in given], ".", "i4imask")]
+    masked = [np.where(model.dq & (UNUSABLE | NON_SCIENCE), np.nan, m) for model, m in zip(given, masked, strict=True)]
+    for n, model in enumerate(given):
+        others = np.array([m for k, m in enumerate(masked) if k != n])
+        seen = np.isfinite(others).any(axis=0) & (model.dq == 0)
+        expected = model.data[seen] - np.nanmedian(others[:, seen], axis=0)
+        np.testing.assert_allclose(done[n][seen], expected, atol=3e-6)
 
 
 def test_names_for_strun():

@@ -43,9 +43,9 @@ class ImageBackgrounds:
         Part of the good pixels that are on sources; that have no donor; and that the given mosaic or mask covers.
     donors : ndarray, shape (n,)
         Median number of donors of a good pixel.
-    masks : dict
-        Masks of mosaics, 1 on sources, by kind of exposures and number: that of the given mosaic or mask, and that of
-        the mosaic of the exposures.
+    masks : tuple of tuple
+        Masks of mosaics, 1 on sources, and what kind of exposures they are for: that of the given mosaic or mask, and
+        those of the mosaics of the exposures.
     """
 
     names: tuple[str, ...]
@@ -57,7 +57,7 @@ class ImageBackgrounds:
     holes: np.ndarray
     covered: np.ndarray
     donors: np.ndarray
-    masks: dict[tuple[Any, int], Mosaic]
+    masks: tuple[tuple[Any, Mosaic], ...]
     _stacks: tuple[tuple[ImageStack, int], ...]
 
     def background(self, i: int) -> Background:
@@ -163,7 +163,7 @@ def _gathered(exposures: Sequence[Exposure], parts: Sequence[_Part]) -> ImageBac
         names=tuple(e.name for e in exposures),
         status=tuple(row.status for row in rows),
         members=tuple(row.members for row in rows),
-        masks={(part.kind, number): mask for part in parts for number, mask in enumerate(part.masks, 1)},
+        masks=tuple((part.kind, mask) for part in parts for mask in part.masks),
         _stacks=tuple((part.stack, k) for part, k in (found[i] for i in range(len(exposures)))),
         **columns,
     )

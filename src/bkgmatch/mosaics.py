@@ -41,15 +41,15 @@ class Mosaic:
         Number of exposures in each pixel, or anything that goes as the inverse of the variance.
     to_pixels : callable
         ``to_pixels(vectors) -> pixels``: unit vectors, shape (n, 3), to pixel coordinates (x, y), shape (n, 2).
-    header : WCS
-        FITS WCS, for files.
+    header : WCS or None
+        FITS WCS, to save it with.
     """
 
     name: str
     image: np.ndarray
     count: np.ndarray
     to_pixels: Callable[[np.ndarray], np.ndarray]
-    header: WCS
+    header: WCS | None
 
     def on_exposure(self, wcs: Callable, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -77,6 +77,8 @@ class Mosaic:
 
     def write(self, path: Path) -> None:
         """Save the image as a mask, 1 where it is not zero, with its WCS; it can be read again."""
+        if self.header is None:
+            raise ValueError(f"{self.name} has no FITS WCS: its mask cannot be saved")
         header = self.header.to_header(relax=True)
         mask = np.where(np.isfinite(self.image), self.image != 0, _NO_DATA).astype(np.uint8)
         part = path.with_name(f".{path.name}.part")
@@ -119,14 +121,17 @@ def read_mosaic(path: str | Path) -> Mosaic:
         pixels[vectors @ outline.axes[2] <= 0] = np.nan  # the other side of the sky
         return pixels
 
-    with fits.open(found.path) as hdus:
-        header = WCS(hdus[found.extension].header, hdus)
-        image = np.array(hdus[found.extension].data, dtype=np.float32)
-        weight = np.array(hdus["WHT"].data, dtype=np.float32) if "WHT" in hdus else np.ones_like(image)
+    try:
+        with fits.open(found.path) as hdus:
+            header = WCS(hdus[found.extension].header, hdus)
+            image = np.array(hdus[found.extension].data, dtype=np.float32)
+            weight = np.array(hdus["WHT"].data, dtype=np.float32) if "WHT" in hdus else np.ones_like(image)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its image cannot be read: {error}") from error
     if weight.shape != image.shape:
         raise ValueError(f"{path}: WHT has shape {weight.shape}, the image {image.shape}")
     image[~(weight > 0)] = np.nan
-    return Mosaic(str(path), image, np.nan_to_num(weight), to_pixels, header)
+    return Mosaic(str(path), image, np.nan_to_num(weight), to_pixels, header if header.has_celestial else None)
 
 
 @dataclass(frozen=True)

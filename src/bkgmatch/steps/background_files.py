@@ -21,6 +21,7 @@ __all__ = [
     "Kind",
     "background_model",
     "check_state",
+    "find_background",
     "kind_of",
     "level2_association",
     "masked_model",
@@ -69,7 +70,7 @@ def kind_of(model: JwstDataModel, *, integrations: bool) -> Kind:
 
 
 def check_state(model: JwstDataModel) -> None:
-    """Raise ValueError if a background has been subtracted, or a level recorded, that another would add to."""
+    """Raise ValueError if a background has been subtracted, a level is recorded, or planes are missing or differ."""
     name = model.meta.filename
     if card(model, _SUBTRACTED):
         raise ValueError(f"{name}: image_for_image has subtracted a background; use its input, or 'bkgmatch undo'")
@@ -85,6 +86,12 @@ def check_state(model: JwstDataModel) -> None:
     for plane in ("err", "dq"):
         if getattr(model, plane, None) is None:
             raise ValueError(f"{name} has no {plane.upper()}; use a rate or cal file of the pipeline")
+    for plane in ("err", "dq", *_SHARES):
+        values = getattr(model, plane, None)
+        if values is not None and values.shape != model.data.shape:
+            raise ValueError(
+                f"{name}: {plane.upper()} has shape {values.shape}, SCI has {model.data.shape}; make the file again"
+            )
 
 
 def background_model(
@@ -150,6 +157,36 @@ def subtract_background(model: JwstDataModel, background: ImageModel, file: str,
     model.add_history_entry(f"bkgmatch {version('bkgmatch')} subtracted the background {file}")
 
 
+def find_background(model: JwstDataModel, folder: Path) -> Path | None:
+    """
+    Find the background that has been subtracted from an exposure.
+
+    Parameters
+    ----------
+    model : JwstDataModel
+        Exposure.
+    folder : Path
+        Folder of the background.
+
+    Returns
+    -------
+    Path or None
+        Its file; None if no background has been subtracted.
+
+    Raises
+    ------
+    ValueError
+        If the file is not there.
+    """
+    if not card(model, _SUBTRACTED):
+        return None
+    file = str(card(model, _FILE) or "")
+    if not (file and (folder / file).is_file()):
+        where = f"{file} is not in {folder}; put it there" if file else "was not saved; use the input of the step"
+        raise ValueError(f"{model.meta.filename}: its background {where}")
+    return folder / file
+
+
 def undo_background(model: JwstDataModel, folder: Path) -> bool:
     """
     Add back the background that `subtract_background` has subtracted.
@@ -171,19 +208,15 @@ def undo_background(model: JwstDataModel, folder: Path) -> bool:
     ValueError
         If the background is not there.
     """
-    subtracted = bool(card(model, _SUBTRACTED))
-    if subtracted:
-        file = str(card(model, _FILE) or "")
-        if not (file and (folder / file).is_file()):
-            where = f"{file} is not in {folder}; put it there" if file else "was not saved; use the input of the step"
-            raise ValueError(f"{model.meta.filename}: its background {where}")
+    file = find_background(model, folder)
+    if file is not None:
         shares = {plane: float(share) for plane, key in _SHARES.items() if (share := card(model, key)) is not None}
-        with read_file(folder / file, datamodels.open) as background:
+        with read_file(file, datamodels.open) as background:
             _add(model, background, shares, -1)
             model.dq = model.dq & ~background.dq
     drop_cards(model, _STATUS, _SUBTRACTED, _FILE, *_SHARES.values())
     model.meta.cal_step.image_for_image = None
-    return subtracted
+    return file is not None
 
 
 def set_status(model: JwstDataModel, status: str) -> None:

@@ -37,6 +37,7 @@ __all__ = ["ImageForImageStep"]
 log = logging.getLogger("stpipe.bkgmatch.image_for_image")
 
 _EXPOSURES = ["science", "background"]
+_OTHERS = ("i4ibkg", "i4imask")
 _NOTED = (
     "mosaic",
     "source_mask",
@@ -120,27 +121,26 @@ class ImageForImageStep(OptionalCrds, Step):
             **{name: getattr(self, name) for name in ImageForImageOptions.__dataclass_fields__}
         )
         guide = self._guide()
+        if self.suffix in _OTHERS:
+            raise ValueError(f"suffix={self.suffix} is that of other files of this step; choose another")
         library, files = open_inputs(self, inputs, _EXPOSURES)
         with library:
-            siblings = Siblings(files, Path(library.asn_dir))
-            known = LibraryExposures(
-                library, dqbits=self.dqbits, subtract=None, find_wcs=siblings.wcs_of, look=self._look
-            )
-            known.check_units()
-            exposures = known.exposures()
-            cores = number_of_cores(self.maximum_cores, len(exposures))
+            known = self._known(library, files)
+            cores = number_of_cores(self.maximum_cores, len(known.names))
             with nullcontext() if self.in_memory else TemporaryDirectory() as scratch:
-                place = Path(scratch) if scratch else None
-                found = make_backgrounds(exposures, options, kinds=known.seen, guide=guide, cores=cores, scratch=place)
-                for i in range(len(exposures)):
+                found = make_backgrounds(
+                    known.exposures(),
+                    options,
+                    kinds=known.seen,
+                    guide=guide,
+                    cores=cores,
+                    scratch=Path(scratch) if scratch else None,
+                )
+                self._save_table(found, options, known.unit)
+                for i in range(len(known.names)):
                     known.update(i, partial(self._apply, found=found, i=i, files=files))
             if self.save_mask:
                 self._save_masks(found, library.asn["products"][0].get("name") or "exposures")
-            if self.save_table:
-                made_with = {name: getattr(self, name) for name in _NOTED}
-                image_table(found, options, unit=known.unit, **made_with).write(
-                    self.save_table, format="ascii.ecsv", overwrite=True
-                )
             done = "subtracted" if self.subtract else "made, not subtracted"
             for is_warning, line in story(found, known.unit, done):
                 log.log(logging.WARNING if is_warning else logging.INFO, line)
@@ -160,6 +160,24 @@ class ImageForImageStep(OptionalCrds, Step):
             include=read_regions(self.include_regions) if self.include_regions else (),
             exclude=read_regions(self.exclude_regions) if self.exclude_regions else (),
         )
+
+    def _known(self, library: ModelLibrary, files: list[Path]) -> LibraryExposures:
+        """Look at the exposures and check them."""
+        siblings = Siblings(files, Path(library.asn_dir))
+        known = LibraryExposures(library, dqbits=self.dqbits, subtract=None, find_wcs=siblings.wcs_of, look=self._look)
+        known.check_units()
+        shared = [name for name in known.names if name.endswith("]")]
+        if shared and self.save_results:
+            raise ValueError(
+                f"several models have one name ({shared[0]}, ...): results would replace each other; rename them"
+            )
+        return known
+
+    def _save_table(self, found: ImageBackgrounds, options: ImageForImageOptions, unit: str) -> None:
+        if self.save_table:
+            made_with = {name: getattr(self, name) for name in _NOTED}
+            table = image_table(found, options, unit=unit, **made_with)
+            table.write(self.save_table, format="ascii.ecsv", overwrite=True)
 
     def _look(self, model: JwstDataModel) -> Kind:
         """Check a model, and tell what it must have in common with those that serve it."""
@@ -190,8 +208,11 @@ class ImageForImageStep(OptionalCrds, Step):
 
     def _save_masks(self, found: ImageBackgrounds, product: str) -> None:
         """Save the masks of the mosaics."""
-        for (kind, number), mask in found.masks.items():
+        for number, (kind, mask) in enumerate(found.masks, 1):
             name = "_".join(word for word in (product, kind.detector, kind.filter) if word).lower()
+            if mask.header is None:
+                log.warning("%s has no FITS WCS: its mask is not saved", mask.name)
+                continue
             path = self.make_output_path(basepath=name, suffix=f"sources{number}", ext="fits")
             mask.write(Path(path))
             log.info("Source mask saved as %s", path)

@@ -76,10 +76,12 @@ def check_outputs(step: Step, files: list[Path]) -> None:
     FileNotFoundError
         If the folder of its table does not exist.
     ValueError
-        If a result would overwrite an input.
+        If its table is a folder, or a result would overwrite an input.
     """
     if step.save_table and not Path(step.save_table).resolve().parent.is_dir():
         raise FileNotFoundError(f"the folder of save_table={step.save_table} does not exist; make it first")
+    if step.save_table and Path(step.save_table).is_dir():
+        raise ValueError(f"save_table={step.save_table} is a folder; name a file in it")
     for file in files if step.save_results else []:
         if Path(step.make_output_path(basepath=file.name)).resolve() == file:
             raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")

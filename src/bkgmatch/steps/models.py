@@ -11,7 +11,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import add_variance, remove_variance, shift
 from bkgmatch.images import check_copies
-from bkgmatch.steps.background_files import undo_background
+from bkgmatch.steps.background_files import find_background, undo_background
 from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.plane_record import undo_plane
@@ -125,15 +125,16 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If a file is no image, or a result would replace its input. Nothing is written then.
+        If a file is no image, a background image is not beside it, or a result would replace its input. Nothing is
+        written then.
     """
     for file in files:
         if not file.exists():
             raise FileNotFoundError(f"{file} does not exist")
     check_copies(files, folder)
     for file in files:
-        with _open_image(file):
-            pass
+        with _open_image(file) as model:
+            find_background(model, file.parent)
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for file in files:

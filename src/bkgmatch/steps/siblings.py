@@ -30,7 +30,7 @@ class Siblings:
         self._files = {stem(file.name): file for file in files if file.stem.endswith("_cal")}
         self._folders = list(dict.fromkeys([*(file.parent for file in files), folder]))
 
-    def wcs_of(self, model: JwstDataModel) -> Callable | None:
+    def wcs_of(self, model: JwstDataModel) -> Callable:
         """
         Find the WCS of an exposure in its calibrated sibling, ``*_cal.fits``.
 
@@ -41,19 +41,22 @@ class Siblings:
 
         Returns
         -------
-        callable or None
-            ``wcs(x, y) -> (ra, dec)``; None if there is no sibling.
+        callable
+            ``wcs(x, y) -> (ra, dec)``.
 
         Raises
         ------
         ValueError
-            If the sibling has another shape.
+            If there is no sibling, or it has another shape.
         """
         root = stem(model.meta.filename or "")
         beside = [path for folder in self._folders if (path := folder / f"{root}_cal.fits").exists()]
         found = self._files.get(root) or next(iter(beside), None)
         if found is None:
-            return None
+            raise ValueError(
+                f"{model.meta.filename}: there is no WCS, and no {root}_cal.fits beside it or in the association; "
+                "put it there, or run the assign_wcs step first"
+            )
         sibling = FitsImage.open(found)
         if sibling.shape != model.data.shape:
             raise ValueError(
