@@ -1,5 +1,6 @@
 """The command line, and what a user does with the results of a mosaic in which one exposure overlaps nothing."""
 
+import io
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from builders import association, constant_files, digest, tile_wcs
+from stpipe.utilities import import_class
 
 from bkgmatch import SkyMatchStep, __version__
 from bkgmatch.cli import main
@@ -141,3 +143,24 @@ def test_demo_without_matplotlib_still_compares(tmp_path, monkeypatch, capfd):
     assert "No picture" in capfd.readouterr().out
     assert not list((tmp_path / "demo").glob("*.png"))
     shutil.rmtree(tmp_path / "demo")
+
+
+def test_parameter_files_fit_their_steps(capsys):
+    assert main(["pars"]) == 0
+    for name in capsys.readouterr().out.split():
+        assert main(["pars", name]) == 0
+        with asdf.open(io.BytesIO(capsys.readouterr().out.encode())) as file:
+            step = import_class(file["class"])
+            assert set(file["parameters"]) <= set(step.load_spec_file())
+            step(**file["parameters"])
+
+
+def test_an_unknown_parameter_file_is_named(capsys):
+    assert main(["pars", "nothing"]) == 1
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_a_parameter_file_is_written(tmp_path, capsys):
+    assert main(["pars", "image_for_image_crab", "--out", str(tmp_path / "crab.asdf")]) == 0
+    assert main(["pars", "image_for_image_crab"]) == 0
+    assert (tmp_path / "crab.asdf").read_text() == capsys.readouterr().out
