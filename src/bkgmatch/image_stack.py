@@ -68,25 +68,9 @@ class ImageStack:
     ) -> None:
         self._options, self._cores, self._scratch = options, cores, scratch
         self.exposures = tuple(exposures)
-        inverse, known = np.zeros(0), np.zeros(0)
-        for i, exposure in enumerate(exposures):
-            pixels = exposure.read()
-            if i == 0:
-                self.images = self._array("images", pixels.data.shape, np.float32)
-                self.sources = self._array("sources", pixels.data.shape, np.bool_)
-                inverse, known = np.zeros((2, *pixels.data.shape))
-            elif pixels.data.shape != self.shape:
-                raise ValueError(
-                    f"{exposure.name} has the shape {pixels.data.shape}, {exposures[0].name} {self.shape}: exposures "
-                    "of one detector and subarray must have one shape"
-                )
-            self.images[i] = pixels.image()
-            one_over = _inverse_variance(pixels.variance, self.images[i])
-            inverse += one_over
-            known += one_over > 0
+        self._read()
         self.values = self._array("values", self.shape, np.float32)
         self.counts = self._array("counts", self.shape, np.uint16)
-        self._variance = _common_variance(inverse, known)
         self.donors = self._find_donors()
 
     @property
@@ -167,6 +151,25 @@ class ImageStack:
         if self._scratch is None:
             return np.zeros(whole, dtype=dtype)
         return np.lib.format.open_memmap(self._scratch / f"{name}.npy", mode="w+", dtype=dtype, shape=whole)
+
+    def _read(self) -> None:
+        """Read the exposures one after the other: their pixels, and the variance that they have in common."""
+        for i, exposure in enumerate(self.exposures):
+            pixels = exposure.read()
+            if i == 0:
+                self.images = self._array("images", pixels.data.shape, np.float32)
+                self.sources = self._array("sources", pixels.data.shape, np.bool_)
+                inverse, number = np.zeros((2, *self.shape))
+            elif pixels.data.shape != self.shape:
+                raise ValueError(
+                    f"{exposure.name} has the shape {pixels.data.shape}, {self.exposures[0].name} {self.shape}: "
+                    "exposures of one detector and subarray must have one shape"
+                )
+            self.images[i] = pixels.image()
+            one_over = _inverse_variance(pixels.variance, self.images[i])
+            inverse += one_over
+            number += one_over > 0
+        self._variance = _common_variance(inverse, number)
 
     def _find_donors(self) -> Donors:
         ny, nx = self.shape
