@@ -38,6 +38,11 @@ def flat_mosaic(image: np.ndarray, boxsize: int) -> np.ndarray:
     -------
     ndarray, shape (ny, nx)
         Mosaic whose background is zero.
+
+    Raises
+    ------
+    ValueError
+        If no box has enough pixels.
     """
     missing = ~np.isfinite(image)
     if missing.all():
@@ -45,7 +50,14 @@ def flat_mosaic(image: np.ndarray, boxsize: int) -> np.ndarray:
     if not boxsize:
         return image - np.nanmedian(image)
     percentile = 100 * (1 - _FEWEST_PIXELS)
-    return image - Background2D(image, boxsize, coverage_mask=missing, exclude_percentile=percentile).background
+    try:
+        found = Background2D(image, boxsize, coverage_mask=missing, exclude_percentile=percentile)
+    except ValueError as error:
+        raise ValueError(
+            f"the background of the mosaic cannot be measured in boxes of bkg_boxsize={boxsize} pixels ({error}); "
+            "set bkg_boxsize=0; a mask is to be given as source_mask"
+        ) from error
+    return image - found.background
 
 
 def find_sources(
@@ -105,4 +117,17 @@ def _grown(labels: np.ndarray, image: np.ndarray, light: float, least: int) -> n
     total, number = (ring[:, :-1] + ring[:, 1:] for ring in rings)
     dark = np.divide(total, number, out=np.zeros(total.shape), where=number > 0) < light
     reach = np.argmax(np.column_stack([dark, np.ones(len(dark), dtype=bool)]), axis=1)
-    return ring <= np.maximum(reach, least)[owner]
+    return _filled(ring <= np.maximum(reach, least)[owner], owner)
+
+
+def _filled(mask: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Fill the holes of masks that are smaller than the source around them."""
+    holes, number = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
+    if not number:
+        return mask
+    source = np.zeros(number + 1, dtype=owner.dtype)
+    source[holes] = owner
+    area = np.bincount(owner[mask], minlength=int(owner.max()) + 1)
+    small = np.bincount(holes.ravel()) < area[source]
+    small[0] = False
+    return mask | small[holes]

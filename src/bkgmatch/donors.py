@@ -71,8 +71,13 @@ def find_donors(
 def _reason(options: ImageForImageOptions, others: int, left: int, late: int, close: int, empty: int) -> str:
     if not others:
         return "there is no other exposure of its detector, filter, subarray and readout"
+    reasons = [
+        (late, f"{late} more than max_dt={options.max_dt} days away"),
+        (close, f"{close} less than min_offset={options.min_offset:g} arcsec away"),
+        (empty, f"{empty} without a good pixel"),
+    ]
+    known = ", ".join(text for number, text in reasons if number)
     return (
-        f"{left} of {others} other exposures of its kind can serve it, fewer than min_members={options.min_members}; "
-        f"{late} are more than max_dt={options.max_dt} days away, {close} less than min_offset={options.min_offset:g} "
-        f"arcsec, {empty} have no good pixel"
+        f"{left} of {others} other exposures of its kind can serve it, fewer than min_members={options.min_members}"
+        + (f" ({known})" if known else "")
     )

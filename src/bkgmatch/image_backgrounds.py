@@ -18,7 +18,8 @@ from bkgmatch.source_masks import SourceGuide, mask_sources
 __all__ = ["MADE", "Background", "ImageBackgrounds", "SourceGuide", "make_backgrounds"]
 
 MADE = "made"
-NO_PIXELS, ALL_SOURCE = "no good pixels", "all its good pixels are on sources"
+NO_PIXELS, ALL_SOURCE = "no good pixels", "nearly all its good pixels are on sources"
+_MOST_MASKED = 0.98  # of the good pixels: what is left does not tell the level
 NO_DONORS = "no other exposure has good pixels where it has them"
 
 
@@ -40,7 +41,8 @@ class ImageBackgrounds:
     rms : ndarray, shape (n,)
         Rms of the source-free pixels after the background is subtracted, from their median absolute deviation.
     masked, holes, covered : ndarray, shape (n,)
-        Part of the good pixels that are on sources; that have no donor; and that the given mosaic or mask covers.
+        Part of the good pixels that are on sources; that have no donor; and that the given mosaic or mask covers, NaN
+        if none was given.
     donors : ndarray, shape (n,)
         Median number of donors of a good pixel.
     masks : tuple of tuple
@@ -61,7 +63,9 @@ class ImageBackgrounds:
     _stacks: tuple[tuple[ImageStack, int], ...]
 
     def background(self, i: int) -> Background:
-        """Background of one exposure, if its status is ``made``."""
+        """Background of one exposure; ValueError if it has none."""
+        if self.status[i] != MADE:
+            raise ValueError(f"{self.names[i]} has no background: {self.status[i]}")
         stack, k = self._stacks[i]
         return stack.background(k)
 
@@ -205,8 +209,9 @@ def _summary(part: _Part, k: int) -> _Summary:
 
 def _trouble(stack: ImageStack, k: int) -> str:
     """Why an exposure that others serve has no background; empty if it has one."""
-    if stack.has_background(k):
-        return ""
-    if not np.isfinite(stack.images[k]).any():
+    good = np.isfinite(stack.images[k])
+    if not good.any():
         return NO_PIXELS
-    return NO_DONORS if np.isfinite(stack.standard.level[k]) else ALL_SOURCE
+    if stack.sources[k][good].mean() > _MOST_MASKED:
+        return ALL_SOURCE
+    return "" if stack.has_background(k) else NO_DONORS

@@ -34,7 +34,8 @@ def story(backgrounds: ImageBackgrounds, unit: str, done: str) -> Iterator[tuple
     """
     made = np.array([status == MADE for status in backgrounds.status])
     kinds = Counter(frozenset((name, *m)) for name, m in zip(backgrounds.names, backgrounds.members, strict=True) if m)
-    yield False, f"{made.sum()} of {len(made)} exposures have a background, from {len(kinds)} sets of exposures"
+    sets = f"{len(kinds)} set{'s' * (len(kinds) != 1)}"
+    yield not made.all(), f"{made.sum()} of {len(made)} exposures have a background, from {sets} of exposures"
     for i, (name, status) in enumerate(zip(backgrounds.names, backgrounds.status, strict=True)):
         if status != MADE:
             yield True, f"{name} has no background: {status}"
@@ -58,6 +59,6 @@ def _doubts(found: ImageBackgrounds, i: int) -> Iterator[str]:
         yield f"{masked:.0f} % of its pixels are on sources; the background is made of what is left"
     if holes > _MANY_HOLES:
         yield (
-            f"{holes:.1f} % of its pixels have no donor: sources cover them in all members; the background is "
-            "interpolated there. Larger dithers, or a larger max_dt, would help"
+            f"in {holes:.1f} % of its pixels no member is good and free of sources; the background is interpolated "
+            "there. A source larger than the dithers may be left in it elsewhere: see 'Extended sources' in the docs"
         )

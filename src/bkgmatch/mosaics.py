@@ -19,7 +19,7 @@ from bkgmatch.pixel_maps import PixelMap, pixel_map, positions_in_plane
 from bkgmatch.reprojected import SkyWcs
 from bkgmatch.solve import connected
 
-__all__ = ["Canvas", "Mosaic", "read_mosaic"]
+__all__ = ["Canvas", "Mosaic", "read_mosaic", "read_source_mask"]
 
 _TILE = 512
 _SIGMA = 4.0
@@ -132,6 +132,31 @@ def read_mosaic(path: str | Path) -> Mosaic:
         raise ValueError(f"{path}: WHT has shape {weight.shape}, the image {image.shape}")
     image[~(weight > 0)] = np.nan
     return Mosaic(str(path), image, np.nan_to_num(weight), to_pixels, header if header.has_celestial else None)
+
+
+def read_source_mask(path: str | Path) -> Mosaic:
+    """
+    Read a mask or segmentation image of a mosaic.
+
+    Parameters
+    ----------
+    path : str or Path
+        FITS file with a celestial WCS; whole numbers, not zero on sources.
+
+    Returns
+    -------
+    Mosaic
+        The mask.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_mosaic`; and if it has other numbers.
+    """
+    mask = read_mosaic(path)
+    if (np.nan_to_num(mask.image) % 1).any():
+        raise ValueError(f"{path} is no mask: it has numbers that are not whole; an image is to be given as mosaic")
+    return mask
 
 
 @dataclass(frozen=True)

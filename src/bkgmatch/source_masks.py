@@ -14,6 +14,8 @@ from bkgmatch.options import ImageForImageOptions
 
 __all__ = ["SourceGuide", "mask_sources"]
 
+_SETTLED = 2e-3  # part of the pixels of the mosaics
+
 
 @dataclass(frozen=True)
 class SourceGuide:
@@ -58,7 +60,7 @@ def mask_sources(
     masks : list of Mosaic
         Masks, 1 on sources: the given one, if there is one, and those of the mosaics of the exposures.
     covered : list of float
-        Part of each exposure that the given mosaic or mask covers; 1 without one.
+        Part of the good pixels of each exposure that the given mosaic or mask covers; NaN without one.
 
     Raises
     ------
@@ -67,13 +69,14 @@ def mask_sources(
     """
     numbers = stack.donors.serves.sum(axis=1)
     members = float(np.median(numbers[numbers > 0])) if numbers.any() else 0.0
+    covered = _covered(stack, guide.mask or guide.mosaic)
     given = guide.mask if guide.mosaic is None else _in_given(guide.mosaic, options, members)
-    covered = [1.0] * len(stack.exposures) if given is None else _covered(stack, given)
     own: list[Mosaic] = []
     _paint(stack, guide, given, {})
     if guide.mask is None and members:
         fields = Canvas.of([exposure.wcs for exposure in stack.exposures], stack.shape)
         for _ in range(options.maxiters - (given is not None)):
+            before = own
             stack.merge_for_sources()
             noise = stack.subtract()
             own = [
@@ -82,7 +85,19 @@ def mask_sources(
             ]
             owners = {i: mask for field, mask in zip(fields, own, strict=True) for i in field.members}
             _paint(stack, guide, given, owners)
+            if _settled(before, own):
+                break
     return [mask for mask in (given, *own) if mask is not None], covered
+
+
+def _settled(before: Sequence[Mosaic], after: Sequence[Mosaic]) -> bool:
+    """Whether masks hardly change any more."""
+    if not before:
+        return False
+    changed = sum(
+        int((old.image != new.image)[np.isfinite(new.image)].sum()) for old, new in zip(before, after, strict=True)
+    )
+    return changed < _SETTLED * sum(int(np.isfinite(new.image).sum()) for new in after)
 
 
 def _in_given(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> Mosaic:
@@ -99,11 +114,16 @@ def _detected(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> 
     return replace(mosaic, image=np.where(np.isfinite(flat), mask, np.nan).astype(np.float32))
 
 
-def _covered(stack: ImageStack, given: Mosaic) -> list[float]:
-    """Return what part of each exposure a given mosaic covers."""
-    covered = [float(given.on_exposure(e.wcs, stack.shape)[1].mean()) for e in stack.exposures]
-    for exposure, part in zip(stack.exposures, covered, strict=True):
-        if not part:
+def _covered(stack: ImageStack, given: Mosaic | None) -> list[float]:
+    """Return what part of the good pixels of each exposure a given mosaic covers."""
+    if given is None:
+        return [np.nan] * len(stack.exposures)
+    covered = []
+    for exposure, image in zip(stack.exposures, stack.images, strict=True):
+        good = np.isfinite(image)
+        _, inside = given.on_exposure(exposure.wcs, stack.shape)
+        covered.append(float(inside[good].mean()) if good.any() else np.nan)
+        if covered[-1] == 0:
             raise ValueError(f"{given.name} does not cover {exposure.name}; give a mosaic of these exposures")
     return covered
 

@@ -13,7 +13,7 @@ from stdatamodels.jwst.datamodels import ImageModel, JwstDataModel
 from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
 from bkgmatch.image_stack import Background
-from bkgmatch.steps.cards import card, drop_cards, put_card
+from bkgmatch.steps.cards import PRODUCT_CARD, card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.library import stem
 
@@ -124,6 +124,7 @@ def background_model(
     made.dq = np.where(blank, flag, 0).astype(np.uint32)
     if model.meta.wcs is not None:
         made.meta.wcs = model.meta.wcs
+    put_card(made, PRODUCT_CARD, "background", "what image_for_image made")
     made.add_history_entry(f"bkgmatch {version('bkgmatch')} made this background of {len(members)} exposures")
     for member in members:
         made.add_history_entry(f"member of the background: {member}")
@@ -214,6 +215,7 @@ def undo_background(model: JwstDataModel, folder: Path) -> bool:
         with read_file(file, datamodels.open) as background:
             _add(model, background, shares, -1)
             model.dq = model.dq & ~background.dq
+        model.add_history_entry(f"bkgmatch {version('bkgmatch')} added the background {file.name} back")
     drop_cards(model, _STATUS, _SUBTRACTED, _FILE, *_SHARES.values())
     model.meta.cal_step.image_for_image = None
     return file is not None
@@ -229,6 +231,7 @@ def masked_model(model: JwstDataModel, sources: np.ndarray) -> JwstDataModel:
     """Return a copy of an exposure, NaN and flagged DO_NOT_USE on sources."""
     masked = model.copy()
     masked.data = np.where(sources, np.float32(np.nan), model.data)
+    put_card(masked, PRODUCT_CARD, "masked exposure", "what image_for_image made")
     masked.dq = model.dq | np.where(sources, dq_flags["DO_NOT_USE"], 0).astype(np.uint32)
     return masked
 

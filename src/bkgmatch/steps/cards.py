@@ -2,7 +2,10 @@
 
 from stdatamodels.jwst.datamodels import JwstDataModel
 
-__all__ = ["card", "drop_cards", "put_card"]
+__all__ = ["PRODUCT_CARD", "card", "drop_cards", "put_card"]
+
+PRODUCT_CARD = "I4I_PROD"
+"""What a file is that image_for_image made beside its results: a background or a masked exposure."""
 
 
 def card(model: JwstDataModel, keyword: str) -> float | str | bool | None:

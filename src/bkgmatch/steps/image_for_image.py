@@ -14,7 +14,7 @@ from stdatamodels.jwst.datamodels import ImageModel, JwstDataModel
 from bkgmatch.image_backgrounds import MADE, ImageBackgrounds, SourceGuide, make_backgrounds
 from bkgmatch.image_story import story
 from bkgmatch.masks import read_regions
-from bkgmatch.mosaics import read_mosaic
+from bkgmatch.mosaics import read_mosaic, read_source_mask
 from bkgmatch.options import ImageForImageOptions
 from bkgmatch.record import image_table
 from bkgmatch.steps.background_files import (
@@ -156,7 +156,7 @@ class ImageForImageStep(OptionalCrds, Step):
             raise ValueError("mosaic and source_mask are both given: with a mask no sources are searched for; give one")
         return SourceGuide(
             mosaic=read_mosaic(self.mosaic) if self.mosaic else None,
-            mask=read_mosaic(self.source_mask) if self.source_mask else None,
+            mask=read_source_mask(self.source_mask) if self.source_mask else None,
             include=read_regions(self.include_regions) if self.include_regions else (),
             exclude=read_regions(self.exclude_regions) if self.exclude_regions else (),
         )

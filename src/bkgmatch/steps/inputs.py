@@ -76,15 +76,22 @@ def check_outputs(step: Step, files: list[Path]) -> None:
     FileNotFoundError
         If the folder of its table does not exist.
     ValueError
-        If its table is a folder, or a result would overwrite an input.
+        If its table would replace something that is no table, or a result an input.
     """
     if step.save_table and not Path(step.save_table).resolve().parent.is_dir():
         raise FileNotFoundError(f"the folder of save_table={step.save_table} does not exist; make it first")
-    if step.save_table and Path(step.save_table).is_dir():
-        raise ValueError(f"save_table={step.save_table} is a folder; name a file in it")
+    if step.save_table:
+        _check_table(Path(step.save_table))
     for file in files if step.save_results else []:
         if Path(step.make_output_path(basepath=file.name)).resolve() == file:
             raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
+
+
+def _check_table(table: Path) -> None:
+    if table.is_dir():
+        raise ValueError(f"save_table={table} is a folder; name a file in it")
+    if table.exists() and not table.read_bytes()[:8].startswith(b"# %ECSV"):
+        raise ValueError(f"save_table={table} exists and is no table of bkgmatch; choose another name")
 
 
 def open_inputs(

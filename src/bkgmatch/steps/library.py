@@ -20,6 +20,7 @@ from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 from bkgmatch.exposures import Exposure, Pixels
 from bkgmatch.images import same_unit
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
+from bkgmatch.steps.cards import PRODUCT_CARD, card
 from bkgmatch.steps.inputs import unreadable
 from bkgmatch.steps.tiles import Tile, tile_of
 
@@ -240,7 +241,11 @@ class LibraryExposures:
 def _know(model: JwstDataModel, *, group: str, subtract: bool | None, find_wcs: Callable, look: Callable) -> _Known:
     name = model.meta.filename or "model"
     if getattr(model, "data", None) is None or model.data.ndim != 2:
-        raise ValueError(f"{name}: sky matching needs 2-D images, this is a {type(model).__name__}")
+        raise ValueError(f"{name}: 2-D images are needed, this is a {type(model).__name__}")
+    if card(model, PRODUCT_CARD):
+        raise ValueError(
+            f"{name} is a {card(model, PRODUCT_CARD)} that image_for_image made, no exposure; leave it out"
+        )
     wcs = partial(model.meta.wcs, with_bounding_box=False) if model.meta.wcs is not None else find_wcs(model)
     if wcs is None:
         raise ValueError(f"{name}: there is no WCS; run the assign_wcs step first")

@@ -14,9 +14,10 @@ __all__ = ["as_model", "write_exposures"]
 
 _START = 59870.0  # MJD
 _EXPOSURE_TIME = 300.0  # s
+_PER_DAY = 40
 
 
-def as_model(exposure: SimulatedExposure, *, number: int = 0) -> ImageModel:
+def as_model(exposure: SimulatedExposure, *, number: float = 0) -> ImageModel:
     """
     Make a calibrated JWST image of a simulated exposure.
 
@@ -24,7 +25,7 @@ def as_model(exposure: SimulatedExposure, *, number: int = 0) -> ImageModel:
     ----------
     exposure : SimulatedExposure
         The exposure.
-    number : int
+    number : float
         Its number in time: exposures start a fortieth of a day after each other.
 
     Returns
@@ -40,12 +41,18 @@ def as_model(exposure: SimulatedExposure, *, number: int = 0) -> ImageModel:
     model.meta.telescope = "JWST"
     model.meta.bunit_data = model.meta.bunit_err = "MJy/sr"
     _describe_instrument(model, exposure)
-    _describe_time(model, exposure.group, _START + number / 40)
+    _describe_time(model, exposure.group, _START + number / _PER_DAY)
     _describe_pointing(model, exposure)
     return model
 
 
-def write_exposures(exposures: Sequence[SimulatedExposure], folder: str | Path, *, product: str = "mosaic") -> Path:
+def write_exposures(
+    exposures: Sequence[SimulatedExposure],
+    folder: str | Path,
+    *,
+    product: str = "mosaic",
+    times: Sequence[float] | None = None,
+) -> Path:
     """
     Write exposures as ``*_cal.fits`` with a level-3 association.
 
@@ -57,6 +64,8 @@ def write_exposures(exposures: Sequence[SimulatedExposure], folder: str | Path, 
         Where to write; it is made if it does not exist.
     product : str
         Name of the product.
+    times : sequence of float, optional
+        Time of each exposure, in days; by default groups follow each other by a fortieth of a day.
 
     Returns
     -------
@@ -66,9 +75,10 @@ def write_exposures(exposures: Sequence[SimulatedExposure], folder: str | Path, 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {group: n for n, group in enumerate(dict.fromkeys(e.group for e in exposures))}
+    order = [float(numbers[e.group]) for e in exposures] if times is None else [_PER_DAY * t for t in times]
     members = []
-    for exposure in exposures:
-        model = as_model(exposure, number=numbers[exposure.group])
+    for exposure, number in zip(exposures, order, strict=True):
+        model = as_model(exposure, number=number)
         model.save(folder / model.meta.filename)
         members.append({"expname": model.meta.filename, "exptype": "science"})
     association = {
