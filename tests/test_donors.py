@@ -189,4 +189,4 @@ def test_exposures_without_pixels_serve_none():
     np.testing.assert_array_equal(donors.serves.sum(axis=1), [2, 3, 2, 2])
     lacking = find_donors(centres, [0.0] * 4, options(min_members=3), usable).lacking
     assert [bool(reason) for reason in lacking] == [True, False, True, True]
-    assert "1 have no good pixel" in lacking[0]
+    assert "1 without a good pixel" in lacking[0]

@@ -441,7 +441,7 @@ def test_an_exposure_does_not_serve_itself():
     plain, other = (
         results(make_backgrounds(e, options, guide=NO_SOURCES)) for e in (known.exposures, known.changed(2, data))
     )
-    np.testing.assert_allclose(other["e2"].value, plain["e2"].value, atol=0.02)
+    np.testing.assert_allclose(other["e2"].value, plain["e2"].value, rtol=5e-3, atol=0.02)  # weights are measured
     patch = (other["e0"].value - plain["e0"].value)[30:40, 30:40]
     np.testing.assert_allclose(patch, 2 / 5, atol=0.02)
 

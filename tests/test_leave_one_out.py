@@ -36,19 +36,16 @@ def lower_median(stack):
     return np.take_along_axis(np.sort(stack, axis=0), last[None] // 2, axis=0)[0]
 
 
-def pool_of(donors, i):
-    """Exposures that serve i or that i serves, directly or through others."""
-    members = np.arange(len(donors)) == i
-    for _ in donors:
-        members = members | donors[members].any(axis=0) | donors[:, members].any(axis=1)
-    return members
+def company_of(donors, i):
+    """It, and the exposures that serve i or that i serves."""
+    return donors[i] | donors[:, i] | (np.arange(len(donors)) == i)
 
 
 def kept(stack, donors, noise=None, sigma=3.0):
     """Pixels that are there and not rejected, shape (N, ny, nx)."""
     if noise is None:
         return np.isfinite(stack)
-    middle = np.array([lower_median(stack[pool_of(donors, i)]) for i in range(len(stack))])
+    middle = np.array([lower_median(stack[company_of(donors, i)]) for i in range(len(stack))])
     far = np.abs(stack.astype(np.float64) - middle) > sigma * np.asarray(noise, np.float64)
     return np.isfinite(stack) & ~far
 
@@ -463,8 +460,8 @@ def test_a_masked_exposure_is_as_if_not_there(method, given_, which):
     stack, donors = given_
     which %= len(stack)
     options = {"method": method}
-    if method == "mean":  # all in one pool, with or without it: outliers are those of the pool
-        donors, options["noise"] = others(len(stack)), np.full(stack.shape[1:], 0.8)
+    if method == "mean":
+        options["noise"] = np.full(stack.shape[1:], 0.8)
     stack[which] = np.nan
     unused = donors.copy()
     unused[:, which] = False

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from bkgmatch.options import ImageForImageOptions
 
-__all__ = ["deviation", "find_sources", "flat_mosaic"]
+__all__ = ["deviation", "find_sources", "flat_mosaic", "local_noise"]
 
 _FWHM = 2.3548
 _RINGS = 48
@@ -21,6 +21,26 @@ def deviation(values: np.ndarray) -> float:
     """Return the standard deviation of normal deviates, from the median of absolute values; NaN without finite ones."""
     values = values[np.isfinite(values)]
     return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else float("nan")
+
+
+def local_noise(image: np.ndarray, fwhm: float) -> float:
+    """
+    Measure the noise of an image, whatever emission fills it.
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx)
+        Image, NaN where there is no data.
+    fwhm : float
+        Full width at half maximum of the Gaussian that it has been smoothed by, in pixels.
+
+    Returns
+    -------
+    float
+        Standard deviation, from differences of pixels that smoothing leaves independent.
+    """
+    apart = 3 + round(2 * fwhm)
+    return deviation(image[:, apart:] - image[:, :-apart]) / np.sqrt(2)
 
 
 def flat_mosaic(image: np.ndarray, boxsize: int) -> np.ndarray:
@@ -85,7 +105,7 @@ def find_sources(
     root = np.sqrt(count)
     signal = _smoothed(np.where(np.isfinite(image), image, 0) * root, options.kernel_fwhm)
     signal[~np.isfinite(image)] = np.nan
-    noise = deviation(signal)
+    noise = local_noise(signal, options.kernel_fwhm)
     if not noise > 0:
         return np.zeros(image.shape, dtype=bool)
     with warnings.catch_warnings():

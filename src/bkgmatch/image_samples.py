@@ -4,15 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
+from scipy.optimize import nnls
+from scipy.sparse.csgraph import connected_components
 
 from bkgmatch.detection import deviation
-from bkgmatch.leave_one_out import merge_others, variance_of_middle
 from bkgmatch.options import Scale
 
 __all__ = ["Standard", "measure_standards", "sample_rows"]
 
-_PIXELS = 1 << 17
-_ROUNDS = 4
+_PIXELS = 1 << 16
+_ROUNDS = 5
+_LEAST_SHARE = 0.05  # of the variance of a difference that is an exposure's own, at least
+_WEAK = 1e-3
+_SAME = 0.15
 _OUTLIER = 4.0  # standard deviations
 _BRIGHT = 0.3  # of the median of a pattern: ratios to fainter pixels tell little
 
@@ -76,50 +81,101 @@ def measure_standards(
     """
     offset, factor = np.zeros(len(values)), np.ones(len(values))
     if scale == "multiplicative":
-        level, factor = _factors(values, names)
+        level, factor = _factors(values, serves, names)
     else:
-        level = _levels(values)
+        level = _levels(values, serves)
         offset = level if scale == "additive" else offset
     alike = ((values - offset[:, None]) / factor[:, None]).astype(np.float32)
-    return Standard(level, offset, factor, _noise(alike, sigma, serves))
+    noise = _noise(alike, sigma, serves)
+    if scale == "none":
+        noise[:] = np.median(noise)  # all count alike
+    return Standard(level, offset, factor, noise)
 
 
-def _levels(values: np.ndarray) -> np.ndarray:
-    """Levels relative to a common pattern: by medians first, then by least squares without outliers."""
-    level = _medians(values)
+def _levels(values: np.ndarray, serves: np.ndarray) -> np.ndarray:
+    """
+    Levels relative to a common pattern: least squares of the differences of exposures that serve each other.
+
+    Differences in a pixel have weights of one over the number of exposures there, which is maximum likelihood if all
+    serve all. Outliers from the mean of an exposure and its company are left out.
+    """
+    alone = _medians(values)
+    left = np.where(np.isfinite(values), values, 0) - np.nan_to_num(alone)[:, None]
+    known = every = np.isfinite(values)
+    company = serves | serves.T
+    level = np.zeros(len(values))
     for _ in range(_ROUNDS):
-        left = values - level[:, None]
-        residual = left - _medians(left.T)
-        level = level + _medians(residual)
-    known = np.abs(residual) <= _OUTLIER * np.array([deviation(row) for row in residual])[:, None]
-    for _ in range(_ROUNDS):
-        left = np.where(known, values - level[:, None], 0)
-        residual = np.where(known, left - left.sum(axis=0) / np.maximum(known.sum(axis=0), 1), 0)
-        level = level + residual.sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    return level
+        residual, several = _residuals(left - level[:, None], known, company)
+        known = every & ~(several & (np.abs(residual) > _OUTLIER * _row_deviations(residual, known & several)))
+        level = _least_squares(left, known, company)
+    return alone + level
 
 
-def _factors(values: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Levels and factors relative to a common pattern."""
+def _residuals(left: np.ndarray, known: np.ndarray, company: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is left of each pixel less the mean of its exposure's company, and whether there is any company."""
+    with_itself = (company | np.eye(len(company), dtype=bool)).astype(float)
+    number = with_itself @ known
+    residual = left - with_itself @ np.where(known, left, 0) / np.maximum(number, 1)
+    return residual, number > 1
+
+
+def _row_deviations(rows: np.ndarray, used: np.ndarray) -> np.ndarray:
+    return np.array([deviation(row[use]) if use.any() else np.inf for row, use in zip(rows, used, strict=True)])[
+        :, None
+    ]
+
+
+def _least_squares(left: np.ndarray, known: np.ndarray, company: np.ndarray) -> np.ndarray:
+    """Solve the normal equations of the levels; those of each connected set have the median zero."""
+    share = known / np.maximum(known.sum(axis=0), 1)
+    values = np.where(known, left, 0)
+    weight = company * (known.astype(float) @ share.T)
+    difference = company * (values @ share.T - share @ values.T)
+    level = np.linalg.lstsq(np.diag(weight.sum(axis=1)) - weight, difference.sum(axis=1), rcond=1e-10)[0]
+    _, group = connected_components(sparse.csr_array(weight), directed=False)
+    middle = np.array([np.median(level[group == k]) for k in range(group.max() + 1)])
+    return level - middle[group]
+
+
+def _factors(values: np.ndarray, serves: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Levels and factors relative to a common pattern, from the logarithms of its bright pixels."""
     start = _medians(values)
     for name, level in zip(names, start, strict=True):
         if level <= 0:
             raise ValueError(f"{name}: its level {level:.4g} is not positive; use scale='additive'")
-    factor = start / np.nanmedian(start)
-    for _ in range(_ROUNDS):
-        pattern = _medians((values / factor[:, None]).T)
-        typical = np.nanmedian(pattern)
-        pattern[~(pattern > _BRIGHT * typical)] = np.nan
-        factor = factor * _medians(values / (factor[:, None] * pattern))
-    return factor * typical, factor
+    with np.errstate(invalid="ignore"):
+        logarithms = np.log(np.where(values > _BRIGHT * start[:, None], values, np.nan))
+    level = np.exp(_levels(logarithms, serves))
+    return level, level / np.nanmedian(level)
 
 
 def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray) -> np.ndarray:
-    others, count = (a[:, 0] for a in merge_others(alike[:, None], serves, method="median"))
-    expected = sigma * np.sqrt(1 + variance_of_middle(count, "median"))
-    noise = np.array([deviation(some) for some in (alike - others) / expected])
-    known = noise > 0
-    return np.where(known, noise, np.median(noise[known]) if known.any() else 1.0)
+    """
+    Scatter of each exposure in units of ``sigma``, from the differences of those that serve each other.
+
+    The variance of each difference is the sum of two; the sums are fitted with relative errors. Exposures that differ
+    by less than what sources and chance may do are taken for the same.
+    """
+    first, second = np.nonzero(np.triu(serves | serves.T))
+    sums = np.array([deviation((alike[i] - alike[j]) / sigma) ** 2 for i, j in zip(first, second, strict=True)])
+    use = sums > 0
+    if not use.any():
+        return np.ones(len(alike))
+    first, second, sums = first[use], second[use], sums[use]
+    typical = np.median(sums) / 2
+    design = np.zeros((len(sums), len(alike)))
+    rows = np.arange(len(sums))
+    design[rows, first] = design[rows, second] = 1 / sums
+    prior = _WEAK * np.eye(len(alike)) / typical  # decides where differences do not
+    variance, _ = nnls(np.vstack([design, prior]), np.append(np.ones(len(sums)), np.full(len(alike), _WEAK)))
+    least = np.full(len(alike), np.inf)
+    for members in (first, second):
+        np.minimum.at(least, members, sums)
+    least = np.where(np.isfinite(least), least, typical)
+    noise = np.sqrt(np.maximum(variance, _LEAST_SHARE * least))
+    usual = np.abs(noise / np.sort(noise)[(len(noise) - 1) // 2] - 1) < _SAME
+    noise[usual] = np.sqrt(np.mean(noise[usual] ** 2))
+    return noise
 
 
 def _medians(rows: np.ndarray) -> np.ndarray:

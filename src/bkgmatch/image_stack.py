@@ -35,11 +35,14 @@ class Background:
         Its variance.
     donors : ndarray of uint16, shape (ny, nx)
         Number of exposures that it was made of.
+    holes : ndarray of bool, shape (ny, nx)
+        Good pixels of the exposure without any: the background is interpolated.
     """
 
     value: np.ndarray
     variance: np.ndarray
     donors: np.ndarray
+    holes: np.ndarray
 
 
 class ImageStack:
@@ -71,6 +74,7 @@ class ImageStack:
         self._read()
         self.values = self._array("values", self.shape, np.float32)
         self.counts = self._array("counts", self.shape, np.uint16)
+        self._effective = self._array("effective", self.shape, np.float32)
         self.donors = self._find_donors()
 
     @property
@@ -99,15 +103,16 @@ class ImageStack:
         for i, source in enumerate(self.sources):
             alike = (self.images[i] - self.standard.offset[i]) / self.standard.factor[i]
             self.values[i] = np.where(source, np.nan, alike)
-        noise = sigma * np.median(self.standard.noise)
         merge_others(
             self.values,
             serves,
             method=method,
-            noise=noise,
+            noise=sigma,
+            scatter=self.standard.noise,
             sigma=self._options.sigma,
             out=self.values,
             out_count=self.counts,
+            out_effective=self._effective,
             cores=self._cores,
         )
         self._method = method
@@ -138,13 +143,15 @@ class ImageStack:
     def background(self, i: int) -> Background:
         """Background of an exposure, after merging."""
         value, donors = self.value(i), self.counts[i]
-        noise = self.standard.factor[i] ** 2 * np.mean(self.standard.noise[self.donors.serves[i]] ** 2)
-        variance = self._variance * noise * variance_of_middle(donors, self._method)
-        hole = donors == 0
-        if hole.any():
-            fine = value - ndimage.gaussian_filter(value, _SMOOTHING)
-            variance[hole] += deviation(fine[~hole]) ** 2
-        return Background(value, variance.astype(np.float32), donors)
+        blank = donors == 0
+        one = float(np.median(self.standard.noise[self.donors.serves[i]])) ** 2
+        share = donors / np.where(blank, 1, self._effective[i].astype(np.float64))
+        variance = self._variance * np.where(blank, one, share * variance_of_middle(donors, self._method))
+        if blank.any():
+            fine = (value - ndimage.gaussian_filter(value, _SMOOTHING)) / self.standard.factor[i]
+            variance[blank] += deviation(fine[~blank]) ** 2
+        variance = (self.standard.factor[i] ** 2 * variance).astype(np.float32)
+        return Background(value, variance, donors, blank & np.isfinite(self.images[i]))
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         whole = (len(self.exposures), *shape)
@@ -153,7 +160,7 @@ class ImageStack:
         return np.lib.format.open_memmap(self._scratch / f"{name}.npy", mode="w+", dtype=dtype, shape=whole)
 
     def _read(self) -> None:
-        """Read the exposures one after the other: their pixels, and the variance that they have in common."""
+        """Read the exposures one after the other: their pixels, and how the variance of their pixels differs."""
         for i, exposure in enumerate(self.exposures):
             pixels = exposure.read()
             if i == 0:
@@ -180,17 +187,18 @@ class ImageStack:
 
 
 def _inverse_variance(variance: np.ndarray | None, image: np.ndarray) -> np.ndarray:
-    """One over the variance of each pixel, 0 where it is not known."""
+    """One over the variance of each pixel in units of its median, 0 where it is not known."""
     if variance is None:
         return np.zeros(image.shape)
     known = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
-    return np.divide(1, variance, out=np.zeros(image.shape), where=known)
+    typical = np.median(variance[known]) if known.any() else 1.0
+    return np.divide(typical, variance, out=np.zeros(image.shape), where=known)
 
 
 def _common_variance(inverse: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Variance of a pixel of one exposure: harmonic mean, which sources hardly change; 1 if too few are known."""
+    """Variance of a pixel relative to others: harmonic mean, which sources hardly change; 1 if too few are known."""
     known = number > 0
     if known.mean() < _LEAST_KNOWN:
         return np.ones(inverse.shape)
     mean = inverse / np.maximum(number, 1)
-    return 1 / np.where(known, mean, np.median(mean[known]))
+    return 1 / np.where(known, mean, 1.0)

@@ -23,12 +23,14 @@ def merge_others(
     *,
     method: MergeMethod = "mean",
     noise: np.ndarray | None = None,
+    scatter: np.ndarray | None = None,
     sigma: float = 3.0,
     out: np.ndarray | None = None,
     out_count: np.ndarray | None = None,
+    out_effective: np.ndarray | None = None,
     cores: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """
+    r"""
     Merge, for each image of a stack, the others that may serve it.
 
     Parameters
@@ -40,15 +42,20 @@ def merge_others(
     method : {"mean", "median"}
         Statistic of each pixel.
     noise : ndarray, shape (ny, nx), optional
-        Standard deviation of a pixel of one image. With it, the mean leaves out pixels farther than ``sigma`` times it
-        from the median of all images that serve each other, directly or through others; of an even number, the lower
-        of the two in the middle: cosmic rays are bright.
+        Standard deviation of a pixel of one image. With it, the mean leaves out pixels of an image that are farther
+        than ``sigma`` times it from the median of that image and all that serve it or that it serves; of an even
+        number, the lower of the two in the middle: cosmic rays are bright.
+    scatter : ndarray, shape (n,), optional
+        Standard deviation of each image in units of ``noise``, by default 1. The mean has weights of the inverse
+        squares.
     sigma : float
         Limit of these.
     out : ndarray of float32, shape (n, ny, nx), optional
         Where to write the result: other memory than the stack, or the stack itself.
     out_count : ndarray of uint16, shape (n, ny, nx), optional
         Where to write the numbers of donors.
+    out_effective : ndarray, shape (n, ny, nx), optional
+        Where to write the effective numbers of donors: how many of scatter 1 would give the same variance.
     cores : int
         Number of threads.
 
@@ -66,6 +73,10 @@ def merge_others(
 
     Notes
     -----
+    The effective number of donors is :math:`\sum 1/s_d^2` for the mean with weights and scatters *s*, and
+    :math:`(\sum 1/s_d)^2 / n` for the median, as its variance goes with the inverse square of the density of values in
+    the middle.
+
     Each pixel is sorted once. What is at a given rank when some values are left out is found by counting these up to
     that rank, which gives the same bits as the median of the others alone.
 
@@ -77,10 +88,11 @@ def merge_others(
     >>> value.ravel()
     array([3., 3., 2., 2.], dtype=float32)
     """
-    _check(stack, donors, method, noise, out)
+    _check(stack, donors, method, noise, scatter, out)
     value = np.empty(stack.shape, dtype=np.float32) if out is None else out
     count = np.empty(stack.shape, dtype=np.uint16) if out_count is None else out_count
     donors = donors.astype(bool)
+    spread = np.ones(len(stack)) if scatter is None else np.asarray(scatter, dtype=float)
     n, ny, nx = stack.shape
     pools = list(_pools(donors))
 
@@ -90,15 +102,20 @@ def merge_others(
         limit = None if noise is None else sigma * np.asarray(noise[rows], dtype=np.float32).ravel()
         merged = np.full(block.shape, np.nan, dtype=np.float32)
         number = np.zeros(block.shape, dtype=np.uint16)
+        effective = np.zeros(block.shape, dtype=np.float32)
         for members, serves in pools:
-            some = block[members]
+            some, factor = block[members], spread[members]
             if method == "median":
-                merged[members], number[members] = _medians(some, serves)
+                found = _medians(some, serves, factor)
             else:
-                kept = some if limit is None else _without_outliers(some, limit)
-                merged[members], number[members] = _means(kept, serves)
+                found = _means(
+                    some if limit is None else _without_outliers(some, limit, serves, factor), serves, factor
+                )
+            merged[members], number[members], effective[members] = found
         value[:, rows] = merged.reshape(part.shape)
         count[:, rows] = number.reshape(part.shape)
+        if out_effective is not None:
+            out_effective[:, rows] = effective.reshape(part.shape)
 
     height = max(1, _PIXELS // max(n * nx, 1))
     run(merge_strip, [slice(row, row + height) for row in range(0, ny, height)], cores=cores)
@@ -126,7 +143,8 @@ def merge_all(stack: np.ndarray, noise: float, sigma: float) -> tuple[np.ndarray
         Number of pixels used.
     """
     block = stack.reshape(len(stack), -1)
-    kept = _without_outliers(block, np.full(block.shape[1], sigma * noise, dtype=np.float32))
+    everyone, limit = np.ones((len(stack), len(stack)), dtype=bool), np.full(block.shape[1], sigma * noise)
+    kept = _without_outliers(block, limit.astype(np.float32), everyone, np.ones(len(stack)))
     count = np.isfinite(kept).sum(axis=0)
     with np.errstate(invalid="ignore"):
         mean = np.nansum(kept, axis=0, dtype=np.float64) / count
@@ -160,7 +178,12 @@ def variance_of_middle(count: np.ndarray, method: MergeMethod) -> np.ndarray:
 
 
 def _check(
-    stack: np.ndarray, donors: np.ndarray, method: str, noise: np.ndarray | None, out: np.ndarray | None
+    stack: np.ndarray,
+    donors: np.ndarray,
+    method: str,
+    noise: np.ndarray | None,
+    scatter: np.ndarray | None,
+    out: np.ndarray | None,
 ) -> None:
     if method not in get_args(MergeMethod):
         raise ValueError(f"method={method!r}: choose 'mean' or 'median'")
@@ -172,6 +195,8 @@ def _check(
         raise ValueError("an image cannot serve itself: the diagonal of donors must be False")
     if noise is not None and noise.shape != stack.shape[1:]:
         raise ValueError(f"the noise has shape {noise.shape}, the images {stack.shape[1:]}")
+    if scatter is not None and scatter.shape != (len(stack),):
+        raise ValueError(f"the scatter has shape {scatter.shape}; give one number for each of the {len(stack)} images")
     if out is not None and (out.shape != stack.shape or out.dtype.newbyteorder("=") != np.float32):
         raise ValueError(f"out must be float32 of shape {stack.shape}, got {out.dtype} of shape {out.shape}")
 
@@ -185,39 +210,60 @@ def _pools(donors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             yield members, donors[np.ix_(members, members)]
 
 
-def _without_outliers(block: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Set pixels to NaN that are too far from the median of all."""
-    order, count = np.sort(block, axis=0), np.isfinite(block).sum(axis=0)
-    middle = np.take_along_axis(order, np.maximum(count - 1, 0)[None] // 2, axis=0)
-    with np.errstate(invalid="ignore"):
-        return np.where(np.abs(block - middle) > limit, np.float32(np.nan), block)
+def _without_outliers(block: np.ndarray, limit: np.ndarray, serves: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Set pixels of each image to NaN that are too far from the median of it and those that it has to do with."""
+    order, total = _sorted(block)
+    company = serves | serves.T | np.eye(len(block), dtype=bool)
+    kept = np.empty_like(block)
+    for some, left_out in _same_sets(company):
+        low, _, _ = _middle(order, total, np.sort(block[left_out], axis=0))
+        with np.errstate(invalid="ignore"):
+            far = np.abs(block[some] - low) > limit * factor[some, None].astype(np.float32)
+        kept[some] = np.where(far, np.float32(np.nan), block[some])
+    return kept
 
 
-def _means(block: np.ndarray, donors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and number of the donors of each image."""
+def _means(block: np.ndarray, donors: np.ndarray, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weighted mean, number and effective number of the donors of each image."""
     known = np.isfinite(block)
-    total = donors.astype(np.float64) @ np.where(known, block, 0)
-    number = donors.astype(np.float32) @ known.astype(np.float32)
+    weights = donors / factor**2
+    total, effective = weights @ np.where(known, block, 0), weights @ known
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (total / number).astype(np.float32), number.astype(np.uint16)
+        return (total / effective).astype(np.float32), _numbers(donors, known), effective
 
 
-def _medians(block: np.ndarray, donors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median and number of the donors of each image."""
-    order, known = np.sort(block.T, axis=1), np.isfinite(block)
-    total = known.sum(axis=0, dtype=np.int32)
-    value, number = np.empty(block.shape, dtype=np.float32), np.empty(block.shape, dtype=np.uint16)
-    sets, set_of = np.unique(donors, axis=0, return_inverse=True)
-    for k, left_out in enumerate(~sets):
-        targets = set_of.ravel() == k
-        number[targets] = total - known[left_out].sum(axis=0, dtype=np.int32)
-        value[targets] = _middle(order, total, np.sort(block[left_out], axis=0))
-    return value, number
+def _medians(block: np.ndarray, donors: np.ndarray, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median, number and effective number of the donors of each image."""
+    order, total = _sorted(block)
+    known, value = np.isfinite(block), np.empty(block.shape, dtype=np.float32)
+    for targets, left_out in _same_sets(donors):
+        low, high, rest = _middle(order, total, np.sort(block[left_out], axis=0))
+        mean = (low + high + np.float32(0)) / np.float32(2)  # as NumPy has it: -0 becomes 0
+        value[targets] = np.where(rest > 0, mean, np.float32(np.nan))
+    number = _numbers(donors, known)
+    density = (donors / factor).astype(np.float32) @ known.astype(np.float32)
+    return value, number, density**2 / np.maximum(number, 1)
 
 
-def _middle(order: np.ndarray, total: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+def _numbers(donors: np.ndarray, known: np.ndarray) -> np.ndarray:
+    return (donors.astype(np.float32) @ known.astype(np.float32)).astype(np.uint16)
+
+
+def _sorted(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values of each pixel in ascending order, shape (n_pixels, n), NaN at the end; and how many are not."""
+    return np.sort(block.T, axis=1), np.isfinite(block).sum(axis=0, dtype=np.int32)
+
+
+def _same_sets(sets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield which images have the same set of others, and which others are not in it."""
+    different, number = np.unique(sets, axis=0, return_inverse=True)
+    for k, members in enumerate(different):
+        yield number.ravel() == k, ~members
+
+
+def _middle(order: np.ndarray, total: np.ndarray, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    Median of sorted values, some left out.
+    Find the middle of sorted values, some left out.
 
     Parameters
     ----------
@@ -230,8 +276,10 @@ def _middle(order: np.ndarray, total: np.ndarray, left_out: np.ndarray) -> np.nd
 
     Returns
     -------
-    ndarray of float32, shape (n_pixels,)
-        Median of the rest, NaN where nothing is left.
+    low, high : ndarray of float32, shape (n_pixels,)
+        The lower and the higher of the values in the middle, the same of an odd number; anything where nothing is left.
+    rest : ndarray of int, shape (n_pixels,)
+        Number of the values that are left.
     """
     rest = total - np.isfinite(left_out).sum(axis=0, dtype=np.int32)
     start = np.arange(0, order.size, order.shape[1], dtype=np.int32)
@@ -243,6 +291,4 @@ def _middle(order: np.ndarray, total: np.ndarray, left_out: np.ndarray) -> np.nd
             place += value <= flat.take(place, mode="clip")
         return flat.take(place, mode="clip")
 
-    low, high = at_rank((rest - 1) // 2), at_rank(rest // 2)
-    mean = (low + high + np.float32(0)) / np.float32(2)  # as NumPy has it: -0 becomes 0
-    return np.where(rest > 0, mean, np.float32(np.nan))
+    return at_rank((rest - 1) // 2), at_rank(rest // 2), rest

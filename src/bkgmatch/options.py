@@ -287,7 +287,7 @@ class ImageForImageOptions:
         Masks of sources grow until the light left outside changes a background by less than this, in standard
         deviations of the background; 0: they do not grow.
     maxiters : int
-        How many times sources are found, each time in the mosaic of the exposures less the backgrounds known by then.
+        Most times that sources are found, each time in the mosaic of the exposures less the backgrounds known by then.
     """
 
     method: MergeMethod = "mean"
@@ -302,7 +302,7 @@ class ImageForImageOptions:
     bkg_boxsize: int = 64
     grow: float = 0.1
     dilate_size: int = 0
-    maxiters: int = 2
+    maxiters: int = 3
 
     def __post_init__(self) -> None:
         _check_choices(self, method=MergeMethod, scale=Scale)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from regions import SkyRegion
 
-from bkgmatch.detection import deviation, find_sources, flat_mosaic
+from bkgmatch.detection import find_sources, flat_mosaic, local_noise
 from bkgmatch.image_stack import ImageStack
 from bkgmatch.masks import inside_regions
 from bkgmatch.mosaics import Canvas, Mosaic
@@ -109,7 +109,7 @@ def _in_given(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> 
 def _detected(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> Mosaic:
     """Mask of the sources of a mosaic, which has no background but a level."""
     flat = flat_mosaic(mosaic.image, 0)
-    light = options.grow * max(members, 1) * deviation(flat) if options.grow else np.inf
+    light = options.grow * max(members, 1) * local_noise(flat, 0) if options.grow else np.inf
     mask = find_sources(flat, mosaic.count, options, light)
     return replace(mosaic, image=np.where(np.isfinite(flat), mask, np.nan).astype(np.float32))
 

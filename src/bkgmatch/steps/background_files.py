@@ -120,8 +120,8 @@ def background_model(
     made.update(model)
     made.err = np.sqrt(background.variance)
     flag = dq_flags["DO_NOT_USE" if flag_holes else "FLUX_ESTIMATED"]
-    blank = (background.donors == 0) & ((model.dq & np.uint32(flag | dq_flags["DO_NOT_USE"])) == 0)
-    made.dq = np.where(blank, flag, 0).astype(np.uint32)
+    new = background.holes & ((model.dq & np.uint32(flag)) == 0)  # so that undo takes away no flag that was there
+    made.dq = np.where(new, flag, 0).astype(np.uint32)
     if model.meta.wcs is not None:
         made.meta.wcs = model.meta.wcs
     put_card(made, PRODUCT_CARD, "background", "what image_for_image made")

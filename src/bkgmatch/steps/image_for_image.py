@@ -67,7 +67,7 @@ class ImageForImageStep(OptionalCrds, Step):
         bkg_boxsize = integer(min=0, default=64) # boxes of the background of the given mosaic, in pixels; 0: one level
         grow = float(min=0.0, default=0.1) # masks grow until what is left changes a background by less, in its sigma; 0: not
         dilate_size = integer(min=0, default=0) # masks grow at least by half of this, in pixels
-        maxiters = integer(min=1, default=2) # times that sources are found, in ever better corrected mosaics
+        maxiters = integer(min=1, default=3) # most times that sources are found, in ever better corrected mosaics
 
         # Which exposures serve which:
         match_integrations = boolean(default=False) # only those with the same numbers of groups and integrations?
