@@ -81,7 +81,12 @@ def flat_mosaic(image: np.ndarray, boxsize: int) -> np.ndarray:
 
 
 def find_sources(
-    image: np.ndarray, count: np.ndarray, options: ImageForImageOptions, light: float = np.inf
+    image: np.ndarray,
+    count: np.ndarray,
+    options: ImageForImageOptions,
+    light: float = np.inf,
+    *,
+    is_rough: bool = False,
 ) -> np.ndarray:
     """
     Find the pixels of sources in a mosaic.
@@ -96,6 +101,8 @@ def find_sources(
         Threshold, number of pixels, smoothing, least growth.
     light : float, optional
         Masks grow until the mean of what is left around them is less than this.
+    is_rough : bool
+        Whether the mosaic has structure that is no source, and counts as noise.
 
     Returns
     -------
@@ -105,7 +112,7 @@ def find_sources(
     root = np.sqrt(count)
     signal = _smoothed(np.where(np.isfinite(image), image, 0) * root, options.kernel_fwhm)
     signal[~np.isfinite(image)] = np.nan
-    noise = local_noise(signal, options.kernel_fwhm)
+    noise = deviation(signal) if is_rough else local_noise(signal, options.kernel_fwhm)
     if not noise > 0:
         return np.zeros(image.shape, dtype=bool)
     with warnings.catch_warnings():

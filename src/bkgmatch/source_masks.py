@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from regions import SkyRegion
 
-from bkgmatch.detection import find_sources, flat_mosaic, local_noise
+from bkgmatch.detection import deviation, find_sources, flat_mosaic, local_noise
 from bkgmatch.image_stack import ImageStack
 from bkgmatch.masks import inside_regions
 from bkgmatch.mosaics import Canvas, Mosaic
@@ -103,14 +103,16 @@ def _settled(before: Sequence[Mosaic], after: Sequence[Mosaic]) -> bool:
 def _in_given(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> Mosaic:
     """Mask of the sources of a given mosaic; zeros are no data."""
     image = np.where(mosaic.image == 0, np.float32(np.nan), mosaic.image)
-    return _detected(replace(mosaic, image=flat_mosaic(image, options.bkg_boxsize)), options, members)
+    flat = flat_mosaic(image, options.bkg_boxsize)
+    return _detected(replace(mosaic, image=flat), options, members, is_rough=True)
 
 
-def _detected(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> Mosaic:
+def _detected(mosaic: Mosaic, options: ImageForImageOptions, members: float, *, is_rough: bool = False) -> Mosaic:
     """Mask of the sources of a mosaic, which has no background but a level."""
     flat = flat_mosaic(mosaic.image, 0)
-    light = options.grow * max(members, 1) * local_noise(flat, 0) if options.grow else np.inf
-    mask = find_sources(flat, mosaic.count, options, light)
+    noise = deviation(flat) if is_rough else local_noise(flat, 0)
+    light = options.grow * max(members, 1) * noise if options.grow else np.inf
+    mask = find_sources(flat, mosaic.count, options, light, is_rough=is_rough)
     return replace(mosaic, image=np.where(np.isfinite(flat), mask, np.nan).astype(np.float32))
 
 
