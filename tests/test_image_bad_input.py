@@ -223,6 +223,23 @@ def test_a_mosaic_elsewhere(files, offline, option, place):
     has(refused(association(files), offline, **{option: str(path)}), "field.fits", "does not cover", FIRST)
 
 
+def test_an_image_is_no_mask(files, offline):
+    path = mask_file(files[0].with_name("field_i2d.fits"))
+    rewrite(path, lambda hdus: setattr(hdus[0], "data", hdus[0].data + np.float32(0.5)))
+    has(refused(association(files), offline, source_mask=str(path)), "field_i2d.fits", "no mask", "mosaic")
+
+
+@pytest.mark.parametrize("kind", ["input", "association", "mosaic"])
+def test_a_table_replaces_no_other_file(files, offline, kind):
+    asn, options = association(files), {}
+    table = {"input": files[0], "association": asn, "mosaic": files[0].with_name("field.fits")}[kind]
+    if kind == "mosaic":
+        options["mosaic"] = str(mask_file(table))
+    before = digest([table])
+    has(refused(asn, offline, save_table=str(table), **options), table.name, "no table")
+    assert digest([table]) == before
+
+
 def test_a_mosaic_and_a_mask(files, offline):
     path = str(mask_file(files[0].with_name("field.fits")))
     has(refused(association(files), offline, mosaic=path, source_mask=path), "mosaic", "source_mask", "give one")
