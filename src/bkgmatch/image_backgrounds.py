@@ -105,7 +105,7 @@ def make_backgrounds(
     cores : int
         Number of threads.
     scratch : Path, optional
-        Folder to keep the pixels in, rather than in memory: 11 bytes for each. The files stay there.
+        Folder to keep the pixels in, rather than in memory: 15 bytes for each. The files stay there.
 
     Returns
     -------

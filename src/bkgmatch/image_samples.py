@@ -16,8 +16,9 @@ __all__ = ["Standard", "measure_standards", "sample_rows"]
 _PIXELS = 1 << 16
 _ROUNDS = 5
 _LEAST_SHARE = 0.05  # of the variance of a difference that is an exposure's own, at least
-_WEAK = 1e-3
-_SAME = 0.15
+_WEAK = 1e-3  # weight of the prior of a variance
+_MOST_PARTNERS = 100
+_SAME = 0.15  # relative difference of the noise of exposures that count alike
 _OUTLIER = 4.0  # standard deviations
 _BRIGHT = 0.3  # of the median of a pattern: ratios to fainter pixels tell little
 
@@ -120,9 +121,9 @@ def _residuals(left: np.ndarray, known: np.ndarray, company: np.ndarray) -> tupl
 
 
 def _row_deviations(rows: np.ndarray, used: np.ndarray) -> np.ndarray:
-    return np.array([deviation(row[use]) if use.any() else np.inf for row, use in zip(rows, used, strict=True)])[
-        :, None
-    ]
+    """Return the standard deviation of what is used of each row, shape (n, 1); infinite where nothing is."""
+    deviations = [deviation(row[use]) if use.any() else np.inf for row, use in zip(rows, used, strict=True)]
+    return np.array(deviations)[:, None]
 
 
 def _least_squares(left: np.ndarray, known: np.ndarray, company: np.ndarray) -> np.ndarray:
@@ -157,6 +158,8 @@ def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray) -> np.ndarr
     by less than what sources and chance may do are taken for the same.
     """
     first, second = np.nonzero(np.triu(serves | serves.T))
+    near = second - first < _MOST_PARTNERS
+    first, second = first[near], second[near]
     sums = np.array([deviation((alike[i] - alike[j]) / sigma) ** 2 for i, j in zip(first, second, strict=True)])
     use = sums > 0
     if not use.any():
@@ -171,7 +174,7 @@ def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray) -> np.ndarr
     least = np.full(len(alike), np.inf)
     for members in (first, second):
         np.minimum.at(least, members, sums)
-    least = np.where(np.isfinite(least), least, typical)
+    least[np.isinf(least)] = typical
     noise = np.sqrt(np.maximum(variance, _LEAST_SHARE * least))
     usual = np.abs(noise / np.sort(noise)[(len(noise) - 1) // 2] - 1) < _SAME
     noise[usual] = np.sqrt(np.mean(noise[usual] ** 2))
