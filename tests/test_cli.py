@@ -137,6 +137,7 @@ def test_version(capsys):
     assert __version__ in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_demo_without_matplotlib_still_compares(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("bkgmatch.demo.find_spec", lambda name: None)
     assert run_demo(tmp_path / "demo") < 5

@@ -86,6 +86,7 @@ def test_all_of_jwst_tests_pass_on_our_class(tmp_path):
     assert counts == {"tests": JWST_TESTS, "failures": 0, "errors": 0, "skipped": 0}, output
 
 
+@pytest.mark.slow
 def test_they_fail_on_a_wrong_class(tmp_path):
     """Two of the six tests of overlaps; the other four ask only for a level above 1000."""
     (tmp_path / "wrong.py").write_text(WRONG)

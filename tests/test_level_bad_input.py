@@ -336,7 +336,8 @@ def test_models_of_the_caller_stay_as_they_were(files, offline, option):
     Path("folder").mkdir()
     models = [datamodels.open(file) for file in files]
     before = [model.data.copy() for model in models]
-    refused(ModelLibrary(models), offline, OSError, **{option: "file" if option == "save_plots" else "folder"})
+    name, error = ("file", OSError) if option == "save_plots" else ("folder", ValueError)
+    refused(ModelLibrary(models), offline, error, **{option: name})
     for model, data in zip(models, before, strict=True):
         np.testing.assert_array_equal(model.data, data)
         assert not model.meta.cal_step.hasattr("level_match")

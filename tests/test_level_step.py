@@ -248,7 +248,7 @@ KINDS = {
 KIND_OPTIONS = {"in_memory=False": {"in_memory": False}, "two threads": {"maximum_cores": "2"}}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "library on disk")) for k in KINDS])
 def test_each_kind_of_input_gives_the_same(strip_files, of_association, kind):
     before = digest(strip_files)
     given = KINDS[kind](strip_files)

@@ -358,7 +358,7 @@ def test_the_folder_of_the_table_does_not_exist(files, offline):
 
 def test_a_table_that_cannot_be_written(models, offline):
     Path("folder").mkdir()
-    refused_models(models, offline, OSError, save_table="folder")
+    refused_models(models, offline, ValueError, save_table="folder")
 
 
 @pytest.mark.parametrize("band", ["LONG", "MEDIUM"])

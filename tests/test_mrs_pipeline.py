@@ -94,7 +94,7 @@ def matched(pair):
 @pytest.mark.parametrize(
     "hook",
     [
-        pytest.param(HOOK_OF_TWO, id="text"),
+        pytest.param(HOOK_OF_TWO, id="text", marks=pytest.mark.slow),
         pytest.param(MRSIMatchStep(subtract=True, bkg_degree=2), id="instance", marks=pytest.mark.slow),
     ],
 )

@@ -184,14 +184,14 @@ def asn_dict(files):
 
 KINDS = {
     "association": association,
-    "association as dict": asn_dict,
     "list of paths": list,
-    "list of models": opened,
     "container": lambda files: ModelContainer(opened(files)),
     "library in memory": lambda files: ModelLibrary(association(files)),
-    "another order": lambda files: files[::-1],
 }
 SLOW = {
+    "association as dict": asn_dict,
+    "list of models": opened,
+    "another order": lambda files: files[::-1],
     "association as text": lambda files: str(association(files)),
     "library of models": lambda files: ModelLibrary(opened(files)),
     "two threads": opened,
@@ -310,6 +310,7 @@ def saved_cards(path):
         return {key: header[key] for key in wanted}
 
 
+@pytest.mark.slow
 def test_cards_survive_saving_opening_and_saving_again(dithers, tmp_path):
     given = [*dithers[:2], twin(dithers[2], move=FAR)]
     done = match(given, subtract=True)
@@ -503,6 +504,7 @@ def test_undo_of_polynomials_that_are_not_subtracted(dithers):
         assert_no_record(model)
 
 
+@pytest.mark.slow
 def test_undo_on_the_command_line(dithers, tmp_path, capsys):
     done = match(dithers[:2], subtract=True)
     for model in done:
@@ -631,6 +633,7 @@ def test_one_channel_without_good_pixels(dithers):
     np.testing.assert_array_equal(done[2].data[:, 516:], dithers[2].data[:, 516:])
 
 
+@pytest.mark.slow
 def test_across_zero_hours(simulate_mrs, dithers):
     """Same sky, same noise: the polynomials are the same."""
     models = simulate_mrs(n_exposures=3, ra=0.0)[0]

@@ -257,7 +257,7 @@ def test_levels_are_right(noisy_results, noisy_levels):
     assert found.min() == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "library on disk")) for k in KINDS])
 def test_each_kind_of_input_gives_the_same(noisy, noisy_results, kind):
     before = digest(noisy)
     library = run(KINDS[kind](noisy), subtract=True, skystat="median")
@@ -795,9 +795,9 @@ def closed_port():
 @pytest.mark.parametrize(
     ("name", "crds", "says"),
     [
-        ("bkgmatch.SkyMatchStep", "none", "CRDS is not set up"),
+        pytest.param("bkgmatch.SkyMatchStep", "none", "CRDS is not set up", marks=pytest.mark.slow),
         ("bkg_skymatch", "none", "CRDS is not set up"),
-        ("bkgmatch.SkyMatchStep", "empty cache", None),
+        pytest.param("bkgmatch.SkyMatchStep", "empty cache", None, marks=pytest.mark.slow),
         ("bkgmatch.SkyMatchStep", "closed port", "runs on its defaults"),
     ],
 )

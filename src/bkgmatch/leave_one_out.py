@@ -14,7 +14,7 @@ __all__ = ["merge_all", "merge_others", "variance_of_middle"]
 
 _VARIANCE_OF_MEDIAN = (1.0, 1.0, 1.346, 1.193, 1.434, 1.288, 1.473, 1.346)
 
-_PIXELS = 1 << 19  # of a strip of rows, in all images: they stay in the cache
+_PIXELS = 1 << 18  # of a strip of rows, in all images: they stay in the cache
 
 
 def merge_others(
