@@ -307,7 +307,9 @@ def noise_cells(rng, shape, ratio, angle, shift, *, variance=True, sigma=0.3):
 RATIO_19 = 1.9
 
 
-@pytest.mark.parametrize("ratio", [0.5, 1.0, 1.3, RATIO_19, 2.0, 3.0, 3.5])
+@pytest.mark.parametrize(
+    "ratio", [0.5, 1.0, RATIO_19, 3.0, *(pytest.param(r, marks=pytest.mark.slow) for r in (1.3, 2.0, 3.5))]
+)
 def test_variance_of_sums_over_many_cells(ratio):
     """The mean over a region has the error sqrt(variance / number of cells): neighbours share pixels, it says how."""
     rng = np.random.default_rng(5)

@@ -41,7 +41,10 @@ def test_undo_gives_back_what_was_matched_and_copies_the_rest(matched, tmp_path,
     assert sorted(medians(sorted((tmp_path / "undone").glob("*.fits")))) == pytest.approx(sorted((*LEVELS, 7.0)))
 
 
-@pytest.mark.parametrize("wrong", ["levels.ecsv", "given/asn.json", "nowhere.fits", "given"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["levels.ecsv", "nowhere.fits", *(pytest.param(w, marks=pytest.mark.slow) for w in ("given/asn.json", "given"))],
+)
 def test_undo_of_what_is_no_image_is_one_line(matched, tmp_path, capsys, wrong):
     assert main(["undo", str(tmp_path / wrong), "--out", str(tmp_path / "undone")]) == 1
     message = capsys.readouterr().err

@@ -554,6 +554,7 @@ def test_one_exposure_of_each_band(dithers, medium):
     assert len(Table.read("mrs_pairs.ecsv")) == 0
 
 
+@pytest.mark.slow
 def test_both_detectors_in_any_order(dithers, long):
     given = [long[1], dithers[2], dithers[0], long[0], dithers[1]]
     done = match(given, save_table="mrs.ecsv", **BOTH)
@@ -652,7 +653,8 @@ def test_across_zero_hours(simulate_mrs, dithers):
         assert np.nanmax(np.abs(gone)) < 30
 
 
-@pytest.mark.parametrize("in_memory", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.usefixtures("_tidy")
 def test_dedicated_backgrounds_are_left_alone(dither_files, in_memory, tmp_path):
     path = association(dither_files, name="with_background.json", exptypes=["science", "background", "science"])

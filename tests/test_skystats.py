@@ -372,6 +372,7 @@ def test_standard_errors_of_a_skewed_distribution(skystat):
     assert 0.9 < scatter_over_quoted(statistic, lambda rng, n: rng.gamma(3, 1, n), repeats=600) < 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skystat", STATISTICS)
 def test_standard_errors_of_strongly_clipped_noise(skystat):
     statistic = SkyStatistic(skystat, lsigma=2.0, usigma=2.0)

@@ -798,7 +798,7 @@ def closed_port():
         pytest.param("bkgmatch.SkyMatchStep", "none", "CRDS is not set up", marks=pytest.mark.slow),
         ("bkg_skymatch", "none", "CRDS is not set up"),
         pytest.param("bkgmatch.SkyMatchStep", "empty cache", None, marks=pytest.mark.slow),
-        ("bkgmatch.SkyMatchStep", "closed port", "runs on its defaults"),
+        pytest.param("bkgmatch.SkyMatchStep", "closed port", "runs on its defaults", marks=pytest.mark.slow),
     ],
 )
 def test_strun(two_pieces, tmp_path, name, crds, says):

@@ -76,18 +76,22 @@ def mask_sources(
     if guide.mask is None and members:
         fields = Canvas.of([exposure.wcs for exposure in stack.exposures], stack.shape)
         for _ in range(options.maxiters - (given is not None)):
-            before = own
-            stack.merge_for_sources()
-            noise = stack.subtract()
-            own = [
-                _detected(field.mosaic(stack.values.__getitem__, noise, cores=cores), options, members)
-                for field in fields
-            ]
+            before, own = own, _in_mosaics(stack, fields, options, members, cores)
             owners = {i: mask for field, mask in zip(fields, own, strict=True) for i in field.members}
             _paint(stack, guide, given, owners)
             if _settled(before, own):
                 break
     return [mask for mask in (given, *own) if mask is not None], covered
+
+
+def _in_mosaics(
+    stack: ImageStack, fields: Sequence[Canvas], options: ImageForImageOptions, members: float, cores: int
+) -> list[Mosaic]:
+    """Masks of the sources in the mosaic of each field, of the exposures less the backgrounds that are known by now."""
+    stack.merge_for_sources()
+    noise = stack.subtract()
+    mosaics = [field.mosaic(stack.values.__getitem__, noise, cores=cores) for field in fields]
+    return [_detected(mosaic, options, members) for mosaic in mosaics]
 
 
 def _settled(before: Sequence[Mosaic], after: Sequence[Mosaic]) -> bool:
