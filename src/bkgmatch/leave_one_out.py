@@ -14,7 +14,7 @@ __all__ = ["merge_all", "merge_others", "variance_of_middle"]
 
 _VARIANCE_OF_MEDIAN = (1.0, 1.0, 1.346, 1.193, 1.434, 1.288, 1.473, 1.346)
 
-_PIXELS = 1 << 18  # of a strip of rows, in all images: they stay in the cache
+_PIXELS = 1 << 14  # of a strip of rows: those of all images stay in the cache
 
 
 def merge_others(
@@ -117,7 +117,7 @@ def merge_others(
         if out_effective is not None:
             out_effective[:, rows] = effective.reshape(part.shape)
 
-    height = max(1, _PIXELS // max(n * nx, 1))
+    height = max(1, _PIXELS // max(nx, 1))
     run(merge_strip, [slice(row, row + height) for row in range(0, ny, height)], cores=cores)
     return value, count
 
