@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from astropy import coordinates
 from astropy import units as u
 from astropy.io import fits
@@ -249,6 +250,28 @@ def rewrite(file, change):
     """Change a file below its data model."""
     with fits.open(file, mode="update") as hdus:
         change(hdus)
+
+
+def refused(step, inputs, offline, error=ValueError, **options):
+    """Message of the error that a step raises; it must not have written anything, or changed a file."""
+    out = offline.parent / "out"
+    given = sorted((offline.parent / "inputs").rglob("*"))
+    files = [path for path in given if path.is_file()]
+    before, here = digest(files), left_behind(offline)
+    options = {"save_table": str(out.with_name("table.ecsv")), "output_dir": str(out), "save_results": True, **options}
+    with pytest.raises(error) as caught:
+        step.call(inputs, **options)
+    assert left_behind(out) == []
+    assert list(offline.parent.glob("*.ecsv")) == []
+    assert left_behind(offline) == here
+    assert sorted((offline.parent / "inputs").rglob("*")) == given
+    assert digest(files) == before
+    return str(caught.value)
+
+
+def has(message, *parts):
+    missing = [part for part in parts if part not in message]
+    assert missing == [], message
 
 
 def left_behind(*folders):

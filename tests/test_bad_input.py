@@ -13,6 +13,7 @@ from builders import (
     constant_files,
     digest,
     exposure_name,
+    has,
     image_model,
     left_behind,
     rewrite,
@@ -61,11 +62,6 @@ def accepted(inputs, **options):
         return list(
             library.map_function(lambda m, _: (m.meta.background.level, m.meta.cal_step.skymatch), modify=False)
         )
-
-
-def has(message, *parts):
-    missing = [part for part in parts if part not in message]
-    assert missing == [], message
 
 
 # -------------------------------------------------------------------------------------------------- what a file holds

@@ -3,13 +3,15 @@
 import gc
 import json
 import os
+from functools import partial
 from pathlib import Path
 
+import builders
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from builders import as_rate, association, digest, image_files, left_behind, rewrite, spoil, write
+from builders import as_rate, association, digest, has, image_files, rewrite, spoil, write
 from common import tan
 from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
@@ -43,21 +45,7 @@ def unspoilt(tmp_path_factory, _assign_freely):
     return files
 
 
-def refused(inputs, offline, error=ValueError, **options):
-    """Message of the error that the step raises; it must not have written anything, or changed a file."""
-    out = offline.parent / "out"
-    given = sorted((offline.parent / "inputs").rglob("*"))
-    files = [path for path in given if path.is_file()]
-    before, here = digest(files), left_behind(offline)
-    options = {"save_table": str(out.with_name("images.ecsv")), "output_dir": str(out), "save_mask": True, **options}
-    with pytest.raises(error) as caught:
-        ImageForImageStep.call(inputs, save_results=True, **options)
-    assert left_behind(out) == []
-    assert list(offline.parent.glob("*.ecsv")) == []
-    assert left_behind(offline) == here
-    assert sorted((offline.parent / "inputs").rglob("*")) == given
-    assert digest(files) == before
-    return str(caught.value)
+refused = partial(builders.refused, ImageForImageStep, save_mask=True)
 
 
 def accepted(inputs, **options):
@@ -67,11 +55,6 @@ def accepted(inputs, **options):
         return list(
             library.map_function(lambda m, _: (m.meta.cal_step.image_for_image, np.array(m.data)), modify=False)
         )
-
-
-def has(message, *parts):
-    missing = [part for part in parts if part not in message]
-    assert missing == [], message
 
 
 def opened(files):

@@ -8,7 +8,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from builders import digest
+from builders import digest, has
 from common import tan
 from stdatamodels.jwst import datamodels
 
@@ -419,11 +419,6 @@ def refused(tmp_path, capsys, *words):
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == before
     assert digest(before) == hashes
     return message
-
-
-def has(message, *parts):
-    missing = [part for part in parts if part not in message]
-    assert missing == [], message
 
 
 def test_names_from_two_folders(tmp_path, capsys):

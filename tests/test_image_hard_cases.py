@@ -113,7 +113,8 @@ def test_levels_of_exposures_that_have_little_in_common(scale, common):
     left, right = across < (1 + common) / 2, across > (1 - common) / 2
     good = [left, right] * 3
     levels = np.array([1.0, 1.1, 0.9, 1.05, 0.95, 1.02])
-    truth = [PATTERN * f if scale == "multiplicative" else PATTERN + 10 * f for f in levels]
+    rising = PATTERN + 4 * across  # the medians of the two sides differ by several units
+    truth = [rising * f if scale == "multiplicative" else rising + 10 * f for f in levels]
     given = exposures(truth, rng, good=good)
     result = make_backgrounds(given, ImageForImageOptions(scale=scale), guide=NO_SOURCES)
     for i in range(6):

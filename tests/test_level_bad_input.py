@@ -2,8 +2,10 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
+import builders
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -12,10 +14,9 @@ from builders import (
     SIDE,
     association,
     constant_files,
-    digest,
     exposure_name,
+    has,
     image_model,
-    left_behind,
     rewrite,
     spoil,
     tile_wcs,
@@ -45,20 +46,7 @@ def unspoilt(tmp_path_factory):
     return write(models, tmp_path_factory.mktemp("unspoilt"))
 
 
-def refused(inputs, offline, error=ValueError, **options):
-    """Message of the error that the step raises; it must not have written anything, or changed a file."""
-    out = offline.parent / "out"
-    given = sorted((offline.parent / "inputs").glob("*"))
-    before, here = digest(given), left_behind(offline)
-    options = {"save_table": str(out.with_name("levels.ecsv")), "output_dir": str(out), **options}
-    with pytest.raises(error) as caught:
-        LevelMatchStep.call(inputs, save_results=True, **options)
-    assert left_behind(out) == []
-    assert list(offline.parent.glob("*.ecsv")) == []
-    assert left_behind(offline) == here
-    assert sorted((offline.parent / "inputs").glob("*")) == given
-    assert digest(given) == before
-    return str(caught.value)
+refused = partial(builders.refused, LevelMatchStep)
 
 
 def accepted(inputs, **options):
@@ -68,11 +56,6 @@ def accepted(inputs, **options):
         return list(
             library.map_function(lambda m, _: (m.meta.cal_step.level_match, float(np.nanmedian(m.data))), modify=False)
         )
-
-
-def has(message, *parts):
-    missing = [part for part in parts if part not in message]
-    assert missing == [], message
 
 
 # -------------------------------------------------------------------------------------------------- what a file holds

@@ -1,11 +1,13 @@
 """Bad input of MRSIMatchStep: one clear message each, with the file and the remedy, and nothing half-written."""
 
 import json
+from functools import partial
 from pathlib import Path
 
+import builders
 import numpy as np
 import pytest
-from builders import association, digest, left_behind, rewrite, spoil, tile_wcs
+from builders import association, has, rewrite, spoil, tile_wcs
 from jwst.datamodels import ModelContainer, ModelLibrary
 from mrs import FAR, coefficients, header_cards, records, status, twin, twins
 from stdatamodels.jwst import datamodels
@@ -30,20 +32,7 @@ def models(dithers):
     return twins(dithers[:2])
 
 
-def refused(inputs, offline, error=ValueError, **options):
-    """Message of the error that the step raises; it must not have written anything, or changed a file."""
-    out = offline.parent / "out"
-    given = sorted((offline.parent / "inputs").glob("*"))
-    before, here = digest(given), left_behind(offline)
-    options = {"save_table": str(out.with_name("mrs.ecsv")), "output_dir": str(out), "save_results": True, **options}
-    with pytest.raises(error) as caught:
-        MRSIMatchStep.call(inputs, **options)
-    assert left_behind(out) == []
-    assert list(offline.parent.glob("*.ecsv")) == []
-    assert left_behind(offline) == here
-    assert sorted((offline.parent / "inputs").glob("*")) == given
-    assert digest(given) == before
-    return str(caught.value)
+refused = partial(builders.refused, MRSIMatchStep)
 
 
 def refused_models(models, offline, error=ValueError, **options):
@@ -71,11 +60,6 @@ def accepted(models, **options):
     """Run the step on models, which are changed; the channel is 1."""
     MRSIMatchStep.call(ModelLibrary(models), channel="1", **options)
     return models
-
-
-def has(message, *parts):
-    missing = [part for part in parts if part not in message]
-    assert missing == [], message
 
 
 # -------------------------------------------------------------------------------------------------- what a file holds

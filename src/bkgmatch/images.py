@@ -3,7 +3,8 @@
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from bkgmatch.apply import shift
 from bkgmatch.exposures import Exposure, Pixels, icrs_of
 from bkgmatch.planes import Plane
 
-__all__ = ["FitsImage", "check_copies", "check_distinct", "is_jwst", "read_plane", "same_unit"]
+__all__ = ["FitsImage", "check_copies", "check_distinct", "is_jwst", "read_plane", "same_unit", "whole_file"]
 
 _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
 _CARDS = ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC")
@@ -149,15 +150,21 @@ class FitsImage:
 
     def _copy(self, folder: Path, change: Callable) -> Path:
         path = folder / self.path.name
-        part = path.with_name(f".{path.name}.part")
-        try:
-            with fits.open(self.path) as hdus:
-                change(hdus, self)
-                hdus.writeto(part, overwrite=True)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(path) as part, fits.open(self.path) as hdus:
+            change(hdus, self)
+            hdus.writeto(part, overwrite=True)
         return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that takes its name when it is complete; nothing is left of one that is not."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_distinct(files: Sequence[Path]) -> None:

@@ -1,6 +1,5 @@
 """Mosaics: made of exposures or given, and masks of their pixels on the exposures."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from bkgmatch.cells import resampled
 from bkgmatch.execution import run
 from bkgmatch.footprints import Footprint, angles, candidate_neighbours, footprint, sky_vectors
 from bkgmatch.grids import Grid, common_grid
-from bkgmatch.images import FitsImage
+from bkgmatch.images import FitsImage, whole_file
 from bkgmatch.leave_one_out import merge_all
 from bkgmatch.pixel_maps import PixelMap, pixel_map, positions_in_plane
 from bkgmatch.reprojected import SkyWcs
@@ -81,14 +80,10 @@ class Mosaic:
             raise ValueError(f"{self.name} has no FITS WCS: its mask cannot be saved")
         header = self.header.to_header(relax=True)
         mask = np.where(np.isfinite(self.image), self.image != 0, _NO_DATA).astype(np.uint8)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            hdu = fits.PrimaryHDU(mask, header)
-            hdu.header["BLANK"] = (_NO_DATA, "no data")
+        hdu = fits.PrimaryHDU(mask, header)
+        hdu.header["BLANK"] = (_NO_DATA, "no data")
+        with whole_file(path) as part:
             hdu.writeto(part, overwrite=True)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def read_mosaic(path: str | Path) -> Mosaic:

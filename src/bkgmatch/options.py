@@ -197,12 +197,10 @@ class LevelMatchOptions:
             weight_method=WeightMethod,
             reproject_func=ReprojectFunc,
         )
-        for name in ("sigma", "pixel_scale_ratio"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("npixels", "dilate_size", "max_iters", "min_area_percent", "min_linear_frac", "rms_sig_limit"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        _check_positive(self, "sigma", "pixel_scale_ratio")
+        _check_not_negative(
+            self, "npixels", "dilate_size", "max_iters", "min_area_percent", "min_linear_frac", "rms_sig_limit"
+        )
 
 
 @dataclass(frozen=True)
@@ -241,13 +239,9 @@ class MRSIMatchOptions:
     def __post_init__(self) -> None:
         degrees(self.bkg_degree, 3, "bkg_degree")
         _check_choices(self, weights=PolynomialWeights, clip=Clip)
-        for name in ("sigma", "cell_size"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not self.maxiters >= 0:
-            raise ValueError(f"maxiters must not be negative, got {self.maxiters}")
-        if not self.wavelength_cells > 0:
-            raise ValueError(f"wavelength_cells must be positive, got {self.wavelength_cells}")
+        _check_positive(self, "sigma", "cell_size")
+        _check_not_negative(self, "maxiters")
+        _check_positive(self, "wavelength_cells")
 
     @property
     def degree(self) -> tuple[int, ...]:
@@ -306,17 +300,13 @@ class ImageForImageOptions:
 
     def __post_init__(self) -> None:
         _check_choices(self, method=MergeMethod, scale=Scale)
-        for name in ("sigma", "snr_threshold"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("min_offset", "kernel_fwhm", "bkg_boxsize", "grow", "dilate_size"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        _check_positive(self, "sigma", "snr_threshold")
+        _check_not_negative(self, "min_offset", "kernel_fwhm", "bkg_boxsize", "grow", "dilate_size")
         for name in ("min_members", "npixels", "maxiters"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_dt is not None and not self.max_dt >= 0:
-            raise ValueError(f"max_dt must not be negative, got {self.max_dt}")
+        if self.max_dt is not None:
+            _check_not_negative(self, "max_dt")
 
 
 def _check_choices(options: object, **choices: object) -> None:
@@ -326,11 +316,20 @@ def _check_choices(options: object, **choices: object) -> None:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(options, name)!r}")
 
 
-def _check_statistic(options: SkyMatchOptions) -> None:
-    if options.nclip < 0:
-        raise ValueError(f"nclip must not be negative, got {options.nclip}")
-    for name in ("lsigma", "usigma", "binwidth"):
+def _check_positive(options: object, *names: str) -> None:
+    for name in names:
         if not getattr(options, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(options, name)}")
+
+
+def _check_not_negative(options: object, *names: str) -> None:
+    for name in names:
+        if not getattr(options, name) >= 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(options, name)}")
+
+
+def _check_statistic(options: SkyMatchOptions) -> None:
+    _check_not_negative(options, "nclip")
+    _check_positive(options, "lsigma", "usigma", "binwidth")
     if options.lower is not None and options.upper is not None and options.lower > options.upper:
         raise ValueError(f"lower ({options.lower}) is above upper ({options.upper})")
