@@ -5,10 +5,12 @@ from importlib.metadata import version
 from typing import Any
 
 __all__ = [
+    "Image3Pipeline",
     "ImageForImageStep",
     "LevelMatchStep",
     "MRSIMatchStep",
     "SkyMatchStep",
+    "Spec3Pipeline",
     "__version__",
     "apply_background_2d",
 ]
@@ -16,10 +18,12 @@ __all__ = [
 __version__ = version("bkgmatch")
 
 _LAZY = {
+    "Image3Pipeline": "bkgmatch.steps.image3",
     "ImageForImageStep": "bkgmatch.steps.image_for_image",
     "LevelMatchStep": "bkgmatch.steps.level_match",
     "MRSIMatchStep": "bkgmatch.steps.mrs_imatch",
     "SkyMatchStep": "bkgmatch.steps.skymatch",
+    "Spec3Pipeline": "bkgmatch.steps.spec3",
     "apply_background_2d": "bkgmatch.steps.polynomial_record",
 }
 

@@ -73,8 +73,14 @@ def _parser() -> argparse.ArgumentParser:
 
     pars = commands.add_parser("pars", help="print a parameter file for strun that comes with bkgmatch")
     pars.add_argument("name", nargs="?", help="name of the file; without it they are listed")
-    pars.add_argument("--out", type=Path, help="file to write instead")
+    pars.add_argument("--out", type=Path, help="file to write instead, *.asdf")
     pars.set_defaults(run=_pars)
+
+    asn = commands.add_parser("asn", help="write a level-3 association of exposures")
+    asn.add_argument("files", nargs="+", type=Path, help="exposures of one mosaic or cube")
+    asn.add_argument("--product", required=True, help="name of the product")
+    asn.add_argument("--out", type=Path, help="file to write [PRODUCT_asn.json, beside the exposures]")
+    asn.set_defaults(run=_asn)
 
     undo = commands.add_parser("undo", help="add subtracted backgrounds back")
     undo.add_argument(
@@ -145,17 +151,29 @@ def _skylist(options: argparse.Namespace) -> int:
 
 
 def _pars(options: argparse.Namespace) -> int:
-    files = {Path(file.name).stem: file for file in resources.files("bkgmatch").joinpath("pars").iterdir()}
+    folder = resources.files("bkgmatch").joinpath("pars")
+    texts = {file.name.removeprefix("pars-").removesuffix(".asdf"): file.read_text() for file in folder.iterdir()}
     if options.name is None:
-        print("\n".join(sorted(files)))
+        for name, text in sorted(texts.items()):
+            print(f"{name:21} {text.partition('# ')[2].partition(chr(10))[0]}")
         return 0
-    if options.name not in files:
-        raise ValueError(f"there is no parameter file {options.name}; there are {', '.join(sorted(files))}")
-    text = files[options.name].read_text()
+    name = options.name.removeprefix("pars-").removesuffix(".asdf")
+    if name not in texts:
+        raise ValueError(f"there is no parameter file {options.name}; there are {', '.join(sorted(texts))}")
     if options.out:
-        options.out.write_text(text)
+        options.out.write_text(texts[name])
     else:
-        print(text, end="")
+        print(texts[name], end="")
+    return 0
+
+
+def _asn(options: argparse.Namespace) -> int:
+    from bkgmatch.associate import associate
+    from bkgmatch.associations import write_association
+
+    path = options.out or options.files[0].parent / f"{options.product}_asn.json"
+    write_association(associate(options.files, options.product, path.parent), path)
+    print(path)
     return 0
 
 

@@ -1,7 +1,5 @@
 """Background images as JWST models: made, subtracted, recorded, undone; and the associations that use them."""
 
-import json
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +10,7 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import ImageModel, JwstDataModel
 from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
+from bkgmatch.associations import association, relative_to, write_association
 from bkgmatch.image_stack import Background
 from bkgmatch.steps.cards import PRODUCT_CARD, card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
@@ -247,21 +246,11 @@ def level2_association(science: Path, background: Path, path: Path) -> None:
     path : Path
         File to write.
     """
-    folder = path.resolve().parent
     members = [
-        {"expname": os.path.relpath(file.resolve(), folder), "exptype": exptype}
+        {"expname": relative_to(path.parent, file), "exptype": exptype}
         for file, exptype in ((science, "science"), (background, "background"))
     ]
-    association = {
-        "asn_type": "image2",
-        "asn_rule": "Asn_Lv2Image",
-        "asn_id": "a3001",
-        "asn_pool": "none",
-        "program": "noprogram",
-        "target": "none",
-        "products": [{"name": stem(science.name), "members": members}],
-    }
-    path.write_text(json.dumps(association, indent=4))
+    write_association(association(stem(science.name), members, kind="image2", asn_rule="Asn_Lv2Image"), path)
 
 
 def _add(model: JwstDataModel, background: ImageModel, shares: dict[str, float], sign: int) -> None:

@@ -5,10 +5,9 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any
 
 from jwst.datamodels import ModelLibrary
-from jwst.stpipe import Step
 from stdatamodels.jwst.datamodels import ImageModel, JwstDataModel
 
 from bkgmatch.image_backgrounds import MADE, ImageBackgrounds, SourceGuide, make_backgrounds
@@ -27,7 +26,7 @@ from bkgmatch.steps.background_files import (
     set_status,
     subtract_background,
 )
-from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.inputs import number_of_cores, open_inputs
 from bkgmatch.steps.library import LibraryExposures, stem
 from bkgmatch.steps.siblings import Siblings
@@ -50,7 +49,7 @@ _NOTED = (
 )
 
 
-class ImageForImageStep(OptionalCrds, Step):
+class ImageForImageStep(BackgroundStep):
     """Subtract from each exposure a background image made of the other exposures of its detector."""
 
     class_alias = "image_for_image"
@@ -95,8 +94,6 @@ class ImageForImageStep(OptionalCrds, Step):
         in_memory = boolean(default=True) # If False, preserve memory using temporary files
         maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
     """  # noqa: E501
-
-    reference_file_types: ClassVar[list[str]] = []
 
     def process(self, *inputs: Any) -> ModelLibrary:
         """
@@ -145,10 +142,6 @@ class ImageForImageStep(OptionalCrds, Step):
             for is_warning, line in story(found, known.unit, done):
                 log.log(logging.WARNING if is_warning else logging.INFO, line)
             return library
-
-    def remove_suffix(self, name: str) -> tuple[str, str | None]:
-        """Remove the suffix of an earlier run of this step, which jwst does not know."""
-        return super().remove_suffix(name.removesuffix("_i4i"))
 
     def _guide(self) -> SourceGuide:
         """Read what is given of the sources."""

@@ -5,10 +5,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any
 
 from jwst.datamodels import ModelLibrary
-from jwst.stpipe import Step
 
 from bkgmatch.exposures import Exposure
 from bkgmatch.images import FitsImage, same_unit
@@ -18,7 +17,7 @@ from bkgmatch.options import LevelMatchOptions
 from bkgmatch.plots import PairPlots
 from bkgmatch.record import level_pair_table, level_table, save_tables
 from bkgmatch.reference import REFERENCE_POLICIES
-from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.inputs import number_of_cores, open_inputs, plain_names
 from bkgmatch.steps.library import LibraryExposures, full_name
 from bkgmatch.steps.parts import Part, find_parts, largest_pull, plane_records, recombined, split_halves
@@ -29,7 +28,7 @@ __all__ = ["LevelMatchStep"]
 log = logging.getLogger("stpipe.bkgmatch.level_match")
 
 
-class LevelMatchStep(OptionalCrds, Step):
+class LevelMatchStep(BackgroundStep):
     """Match the backgrounds of overlapping exposures, pixel by pixel, with constants or planes."""
 
     class_alias = "level_match"
@@ -74,8 +73,6 @@ class LevelMatchStep(OptionalCrds, Step):
         in_memory = boolean(default=True) # If False, preserve memory using temporary files
         maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
     """  # noqa: E501
-
-    reference_file_types: ClassVar[list[str]] = []
 
     fixed: list[str] | None
 
@@ -122,11 +119,12 @@ class LevelMatchStep(OptionalCrds, Step):
             done = self._apply(known, parts, match)
             for is_warning, line in story(match, known.unit, done):
                 log.log(logging.WARNING if is_warning else logging.INFO, line)
+            if done == "recorded":
+                log.warning(
+                    "Nothing is subtracted (subtract=False): the levels are recorded, which outlier_detection and resample "
+                    "do not read"
+                )
             return recombined(library, halves) if halves else library
-
-    def remove_suffix(self, name: str) -> tuple[str, str | None]:
-        """Remove the suffix of an earlier step, or of an earlier run of this one, which jwst does not know."""
-        return super().remove_suffix(name.removesuffix("_levelmatch"))
 
     def _options(self, names: list[str]) -> LevelMatchOptions:
         values = {name: getattr(self, name) for name in LevelMatchOptions.__dataclass_fields__}

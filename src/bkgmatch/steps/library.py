@@ -26,7 +26,7 @@ from bkgmatch.steps.tiles import Tile, tile_of
 
 log = logging.getLogger("stpipe.bkgmatch.library")
 
-__all__ = ["LibraryExposures", "bad_dq_bits", "full_name", "stem", "unique_names"]
+__all__ = ["LibraryExposures", "bad_dq_bits", "full_name", "stem", "unique_names", "without_suffix"]
 
 
 _OUR_SUFFIX = re.compile("_(levelmatch|mrsimatch|i4i)$")
@@ -35,8 +35,12 @@ _OUR_SUFFIX = re.compile("_(levelmatch|mrsimatch|i4i)$")
 def stem(name: str) -> str:
     """Name of an exposure without folder, extension and known suffix (``_cal``, ``_skymatch``, ...)."""
     file, bracket, number = name.partition("[")  # models that share a file name are numbered
-    root = _OUR_SUFFIX.sub("", Path(file).stem)
-    return f"{remove_suffix(root)[0]}{bracket}{number}"
+    return f"{remove_suffix(without_suffix(Path(file).stem))[0]}{bracket}{number}"
+
+
+def without_suffix(name: str) -> str:
+    """Name without the suffix of a step of bkgmatch that jwst does not know."""
+    return _OUR_SUFFIX.sub("", name)
 
 
 def full_name(given: str, policies: Sequence[str], names: Sequence[str]) -> str:

@@ -3,17 +3,17 @@
 import logging
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jwst.datamodels import ModelLibrary
-from jwst.stpipe import Step
+from jwst.stpipe import Pipeline
 
 from bkgmatch.options import MRSIMatchOptions
 from bkgmatch.record import save_tables, spectral_pair_table, spectral_table
 from bkgmatch.spectra import MATCHED, Polynomial, SpectralMatch, match_spectra, match_voxels
 from bkgmatch.spectral_story import story
-from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.cubes import cube_voxels
 from bkgmatch.steps.ifu_models import IFUModels, open_models
 from bkgmatch.steps.inputs import number_of_cores, plain_names
@@ -26,10 +26,11 @@ log = logging.getLogger("stpipe.bkgmatch.mrs_imatch")
 Group = tuple[str, str]
 
 
-class MRSIMatchStep(OptionalCrds, Step):
+class MRSIMatchStep(BackgroundStep):
     """Match the backgrounds of exposures of MIRI MRS with polynomials in RA, Dec and wavelength."""
 
     class_alias = "mrs_imatch"
+    association_type = "spec3"
 
     spec = """
         # What is fitted:
@@ -60,8 +61,6 @@ class MRSIMatchStep(OptionalCrds, Step):
         maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
     """  # noqa: E501
 
-    reference_file_types: ClassVar[list[str]] = []
-
     channel: list[str] | None
     band: list[str] | None
 
@@ -70,8 +69,8 @@ class MRSIMatchStep(OptionalCrds, Step):
         self.channel, self.band = plain_names(self.channel), plain_names(self.band)
 
     def run(self, *args: Any) -> Any:
-        """Run the step, and tell why if a pipeline skips it."""
-        if self.skip and self.parent:
+        """Run the step, and tell why if it is a hook that is skipped."""
+        if self.skip and self.parent and not isinstance(self.parent, Pipeline):
             log.info("mrs_imatch is skipped, as by default in a pipeline; as a hook write MRSIMatchStep(subtract=True)")
         return super().run(*args)
 
@@ -106,10 +105,6 @@ class MRSIMatchStep(OptionalCrds, Step):
                 self._save_tables(known, matches, options)
             self._record(known, groups, matches)
         return models[0] if is_single else models
-
-    def remove_suffix(self, name: str) -> tuple[str, str | None]:
-        """Remove the suffix of an earlier step, or of an earlier run of this one, which jwst does not know."""
-        return super().remove_suffix(name.removesuffix("_mrsimatch"))
 
     def _options(self) -> MRSIMatchOptions:
         values = {name: getattr(self, name) for name in MRSIMatchOptions.__dataclass_fields__}

@@ -174,7 +174,10 @@ def recombined(library: ModelLibrary, halves: dict[int, int]) -> ModelLibrary:
             library.shelve(lyot, halves[index], modify=False)
         library.shelve(model, index, modify=True)
         models.append(model)
-    return ModelLibrary(models)
+    together = ModelLibrary(models)
+    for level, of in ((together._asn, library._asn), (together._asn["products"][0], library._asn["products"][0])):
+        level.update({key: value for key, value in of.items() if key not in level})  # ids and names, for later steps
+    return together
 
 
 def _check_bands(tiles: Sequence[Tile], *, lyot: bool, chips: bool) -> None:

@@ -1,6 +1,5 @@
 """Write simulated exposures as JWST files with an association."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from astropy.time import Time
 from stdatamodels.jwst.datamodels import ImageModel
 
+from bkgmatch.associations import association, write_association
 from bkgmatch.simulate import SimulatedExposure
 
 __all__ = ["as_model", "write_exposures"]
@@ -81,16 +81,8 @@ def write_exposures(
         model = as_model(exposure, number=number)
         model.save(folder / model.meta.filename)
         members.append({"expname": model.meta.filename, "exptype": "science"})
-    association = {
-        "asn_type": "image3",
-        "asn_rule": "DMS_Level3_Base",
-        "asn_id": "a3001",
-        "asn_pool": "none",
-        "program": "09001",
-        "products": [{"name": product, "members": members}],
-    }
     path = folder / f"{product}_asn.json"
-    path.write_text(json.dumps(association, indent=2))
+    write_association(association(product, members, program="09001"), path)
     return path
 
 

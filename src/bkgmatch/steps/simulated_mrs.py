@@ -6,7 +6,7 @@ and jwst are needed, so that older versions of jwst can use it, too.
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from scipy.special import erf
 from stdatamodels.jwst.datamodels import IFUImageModel
 from stdatamodels.jwst.datamodels.dqflags import pixel as flags
 
+from bkgmatch.associations import association, write_association
 from bkgmatch.steps.simulated_mrs_references import (
     ANGLE,
     BANDS,
@@ -239,7 +240,9 @@ def write_mrs_exposures(scene: MRSScene, folder: str | Path, *, product: str = "
     arrays = {channel: values.tolist() for channel, values in truth.coefficients.items()}
     (folder / "truth.json").write_text(json.dumps(asdict(truth) | {"coefficients": arrays}))
     write_cubepar(folder / "cubepar.fits", scene.rows)
-    _write_association(folder / f"{product}_asn.json", product, truth.names)
+    members = [{"expname": name, "exptype": "science"} for name in truth.names]
+    head = {"asn_rule": "Asn_Lv3MIRMRS", "program": "09002", "target": "t001"}
+    write_association(association(product, members, kind="spec3", **head), folder / f"{product}_asn.json")
     return [folder / name for name in truth.names], truth
 
 
@@ -462,17 +465,3 @@ def _describe_time(model: IFUImageModel, n: int, seconds: float) -> None:
     exposure = model.meta.exposure
     exposure.start_time, exposure.mid_time, exposure.end_time = start + np.array([0, 0.5, 1]) * seconds / 86400
     exposure.exposure_time = exposure.effective_exposure_time = exposure.duration = seconds
-
-
-def _write_association(path: Path, product: str, names: Sequence[str]) -> None:
-    members = [{"expname": name, "exptype": "science"} for name in names]
-    association = {
-        "asn_type": "spec3",
-        "asn_rule": "Asn_Lv3MIRMRS",
-        "asn_id": "a3001",
-        "asn_pool": "none",
-        "program": "09002",
-        "target": "t001",
-        "products": [{"name": product, "members": members}],
-    }
-    path.write_text(json.dumps(association, indent=2))

@@ -3,16 +3,15 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jwst.datamodels import ModelLibrary
-from jwst.stpipe import Step
 
 from bkgmatch.match import NO_PIXELS, SkyMatch, match_skies
 from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
 from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
-from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.inputs import number_of_cores, open_inputs, plain_names
 from bkgmatch.steps.library import LibraryExposures, full_name, stem
 from bkgmatch.steps.models import LevelRecord, skip
@@ -22,7 +21,7 @@ __all__ = ["SkyMatchStep"]
 log = logging.getLogger("stpipe.bkgmatch.skymatch")
 
 
-class SkyMatchStep(OptionalCrds, Step):
+class SkyMatchStep(BackgroundStep):
     """Subtract or equalize the sky background of overlapping exposures."""
 
     class_alias = "skymatch"
@@ -67,8 +66,6 @@ class SkyMatchStep(OptionalCrds, Step):
         in_memory = boolean(default=True) # If False, preserve memory using temporary files
         maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
     """  # noqa: E501
-
-    reference_file_types: ClassVar[list[str]] = []
 
     skymethod: str
     masks: list[str] | None

@@ -1,0 +1,47 @@
+"""Associations: which files belong to one product."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["HEAD", "Member", "association", "relative_to", "write_association"]
+
+Member = Mapping[str, str]
+
+HEAD = {"asn_rule": "DMS_Level3_Base", "asn_id": "a3001", "asn_pool": "none", "program": "noprogram", "target": "none"}
+"""Entries of an association of which nothing is known."""
+
+
+def association(product: str, members: Iterable[Member], *, kind: str = "image3", **head: Any) -> dict:
+    """
+    Make an association of one product.
+
+    Parameters
+    ----------
+    product : str
+        Name of the product.
+    members : iterable of mapping
+        ``expname``, ``exptype`` and perhaps ``group_id`` of each file.
+    kind : str
+        Type of the association: ``image2``, ``image3`` or ``spec3``.
+    **head : str
+        Other entries, in place of those of `HEAD`.
+
+    Returns
+    -------
+    dict
+        The association.
+    """
+    return {"asn_type": kind, **HEAD, **head, "products": [{"name": product, "members": list(map(dict, members))}]}
+
+
+def write_association(given: Mapping[str, Any], path: Path) -> None:
+    """Write an association."""
+    path.write_text(json.dumps(given, indent=4) + "\n")
+
+
+def relative_to(folder: Path, file: str | Path) -> str:
+    """Name of a file for an association in ``folder``."""
+    return os.path.relpath(Path(file).resolve(), folder.resolve())

@@ -1,0 +1,58 @@
+"""What all steps do alike: parameter references, names of results, and the association of what they save."""
+
+import logging
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jwst.datamodels import ModelContainer, ModelLibrary
+from jwst.stpipe import Step
+
+from bkgmatch.associations import HEAD, association, write_association
+from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.library import without_suffix
+
+__all__ = ["BackgroundStep"]
+
+log = logging.getLogger("stpipe.bkgmatch.base")
+
+
+class BackgroundStep(OptionalCrds, Step):
+    """A step of bkgmatch."""
+
+    reference_file_types: ClassVar[list[str]] = []
+    association_type: ClassVar[str] = "image3"
+
+    def remove_suffix(self, name: str) -> tuple[str, str | None]:
+        """Remove the suffix of an earlier step; jwst does not know ours."""
+        return super().remove_suffix(without_suffix(name))
+
+    def save_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save models as jwst's steps do, and with a set of them an association that the next command takes."""
+        saved = super().save_model(model, *args, **kwargs)
+        if saved and isinstance(model, ModelLibrary | ModelContainer):
+            self._associate(model, [Path(file) for file in saved])
+        return saved
+
+    def _associate(self, models: ModelLibrary | ModelContainer, files: list[Path]) -> None:
+        given = models.asn if isinstance(models, ModelLibrary) else models.asn_table
+        members = _members(models)
+        if any(member["expname"].endswith("_rate.fits") for member in members):
+            return  # calwebb_image2 comes next, which takes exposure by exposure
+        made = association(
+            given["products"][0].get("name") or "exposures",
+            [member | {"expname": file.name} for member, file in zip(members, files, strict=True)],
+            kind=self.association_type,
+            **{key: given[key] for key in HEAD if given.get(key)},
+        )
+        path = files[0].with_name(f"{made['products'][0]['name']}_{self.suffix}_asn.json")
+        write_association(made, path)
+        log.info("Association of the results: %s", path)
+
+
+def _members(models: ModelLibrary | ModelContainer) -> list[dict[str, str]]:
+    """Name, type and, as far as it is known, group of each model."""
+    if isinstance(models, ModelContainer):
+        return [{"expname": m.meta.filename, "exptype": m.meta.asn.exptype or "science"} for m in models]
+    known = ("expname", "exptype", "group_id")
+    members = ({key: member[key] for key in known if key in member} for member in models.asn["products"][0]["members"])
+    return [member | {"exptype": member["exptype"].lower()} for member in members]  # jwst compares lower case

@@ -1,0 +1,81 @@
+"""calwebb_image3 with the steps of bkgmatch in place."""
+
+import logging
+from typing import Any, ClassVar
+
+from jwst import pipeline
+from jwst.datamodels import ModelLibrary
+
+from bkgmatch.steps import image_for_image, skymatch
+from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.level_match import LevelMatchStep
+from bkgmatch.steps.preceded import keep_names, preceded
+
+__all__ = ["Image3Pipeline"]
+
+log = logging.getLogger("stpipe.bkgmatch.image3")
+
+
+class ImageForImageStep(image_for_image.ImageForImageStep):
+    """ImageForImageStep that must be turned on."""
+
+    spec = """
+        skip = boolean(default=True) # it must be turned on
+    """
+
+
+class SkyMatchStep(skymatch.SkyMatchStep):
+    """SkyMatchStep that by default runs where level_match does not."""
+
+    spec = """
+        skip = boolean(default=None) # by default it is skipped where level_match subtracts levels
+    """
+
+
+class Image3Pipeline(OptionalCrds, pipeline.Image3Pipeline):
+    """
+    jwst's Image3Pipeline with background matching before outlier_detection.
+
+    Included steps are: assign_mtwcs, tweakreg, image_for_image (skipped by default), level_match, skymatch (skipped by
+    default where level_match subtracts levels), outlier_detection, resample, and source_catalog.
+    """
+
+    class_alias = "calwebb_image3"
+
+    step_defs: ClassVar[dict] = {
+        "image_for_image": ImageForImageStep,
+        "level_match": LevelMatchStep,
+        **pipeline.Image3Pipeline.step_defs,
+        "skymatch": SkyMatchStep,
+    }
+
+    def process(self, input_data: Any) -> None:
+        """
+        Run the pipeline.
+
+        Parameters
+        ----------
+        input_data : str, Path, dict, list, ModelLibrary, ModelContainer or datamodel
+            Association, or what jwst's Image3Pipeline takes.
+        """
+        keep_names(self.image_for_image, self.level_match)
+        given = self.skymatch.skip
+        self.skymatch.skip = self._is_skymatch_skipped()
+        try:
+            with preceded(self.skymatch, self._match):
+                super().process(input_data)
+        finally:
+            self.skymatch.skip = given
+
+    def _match(self, models: ModelLibrary) -> ModelLibrary:
+        return self.level_match.run(self.image_for_image.run(models))
+
+    def _is_skymatch_skipped(self) -> bool:
+        is_matched = self.level_match.subtract and not self.level_match.skip
+        if self.skymatch.skip is None and is_matched:
+            log.info(
+                "skymatch is skipped, because level_match matches; steps.level_match.skip=true lets it run instead"
+            )
+        if self.skymatch.skip is False and is_matched:
+            log.warning("skymatch runs after level_match: where nebulae fill the exposures, it may undo the match")
+        return is_matched if self.skymatch.skip is None else self.skymatch.skip
