@@ -121,8 +121,8 @@ class LevelMatchStep(BackgroundStep):
                 log.log(logging.WARNING if is_warning else logging.INFO, line)
             if done == "recorded":
                 log.warning(
-                    "Nothing is subtracted (subtract=False): the levels are recorded, which outlier_detection and resample "
-                    "do not read"
+                    "Nothing is subtracted (subtract=False): the levels are recorded, which outlier_detection and "
+                    "resample do not read"
                 )
             return recombined(library, halves) if halves else library
 
