@@ -1,6 +1,7 @@
 """calwebb_image3 with the steps of bkgmatch in place."""
 
 import logging
+from pathlib import Path
 from typing import Any, ClassVar
 
 from jwst import pipeline
@@ -58,12 +59,14 @@ class Image3Pipeline(OptionalCrds, pipeline.Image3Pipeline):
         input_data : str, Path, dict, list, ModelLibrary, ModelContainer or datamodel
             Association, or what jwst's Image3Pipeline takes.
         """
-        keep_names(self.image_for_image, self.level_match)
+        for step in (self.image_for_image, self.level_match):
+            keep_names(step)
+            step.in_memory = step.in_memory and self.in_memory
         given = self.skymatch.skip
         self.skymatch.skip = self._is_skymatch_skipped()
         try:
             with preceded(self.skymatch, self._match):
-                super().process(input_data)
+                super().process(str(input_data) if isinstance(input_data, Path) else input_data)
         finally:
             self.skymatch.skip = given
 

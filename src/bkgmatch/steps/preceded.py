@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from jwst.stpipe import Step
@@ -21,7 +22,6 @@ def preceded(step: Step, function: Callable[[Any], Any]) -> Iterator[None]:
         del step.run  # that of the class again
 
 
-def keep_names(*steps: Step) -> None:
-    """Let what steps of a pipeline save not change the names of what follows, as jwst does with its own."""
-    for step in steps:
-        step.save_model = invariant_filename(step.save_model)
+def keep_names(step: Step) -> None:
+    """Let what a step of a pipeline saves not change the names of what follows, as jwst does with its own."""
+    step.save_model = invariant_filename(partial(type(step).save_model, step))
