@@ -1,6 +1,5 @@
 """The command line, and what a user does with the results of a mosaic in which one exposure overlaps nothing."""
 
-import io
 import shutil
 from pathlib import Path
 
@@ -149,14 +148,27 @@ def test_demo_without_matplotlib_still_compares(tmp_path, monkeypatch, capfd):
     shutil.rmtree(tmp_path / "demo")
 
 
-def test_parameter_files_fit_their_steps(capsys):
+def parameter_files(capsys):
+    """Text of each parameter file, by its name."""
     assert main(["pars"]) == 0
-    for name in capsys.readouterr().out.split():
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    for name in names:
         assert main(["pars", name]) == 0
-        with asdf.open(io.BytesIO(capsys.readouterr().out.encode())) as file:
-            step = import_class(file["class"])
-            assert set(file["parameters"]) <= set(step.load_spec_file())
-            step(**file["parameters"])
+        yield name, capsys.readouterr().out
+
+
+def test_parameter_files_fit_their_classes(capsys, tmp_path):
+    """Every parameter of a step, or of a sub-step of a pipeline, is one that it has, and reaches it."""
+    for name, text in parameter_files(capsys):
+        path = tmp_path / f"{name}.asdf"
+        path.write_text(text)
+        with asdf.open(path) as file:
+            main_class, given, steps = import_class(file["class"]), file["parameters"], file.tree.get("steps", [])
+            found = main_class.from_config_file(str(path))
+            for step, parameters in [(found, given)] + [(getattr(found, s["name"]), s["parameters"]) for s in steps]:
+                assert {key: getattr(step, key) for key in parameters} == dict(parameters), name
+            for sub_step in steps:
+                assert isinstance(getattr(found, sub_step["name"]), import_class(sub_step["class"]))
 
 
 def test_an_unknown_parameter_file_is_named(capsys):

@@ -1,6 +1,7 @@
 """Associations of files, by what their headers say."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from bkgmatch.images import check_distinct
 __all__ = ["associate"]
 
 _OF_GROUP = ("PROGRAM", "OBSERVTN", "VISIT", "VISITGRP", "SEQ_ID", "ACT_ID", "EXPOSURE")
-_GROUP_NAME = re.compile(r"jw\d{11}_\d{5}_\d{5}(?=_)")
+_NAME = re.compile(r"(?P<exposure>(?P<group>jw\d{11}_\d{3}[0-9a-z]{2}_\d{5})_[0-9a-z]+)_")
 _IFU = ("MIR_MRS", "NRS_IFU")
 
 
@@ -43,18 +44,28 @@ def associate(files: Sequence[Path], product: str, folder: Path) -> dict:
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If a file cannot be read, is listed twice, or is no exposure, or images of several filters are given.
+        If a file cannot be read, is listed twice, or is no exposure, or several filters or types of exposure are given.
     """
-    check_distinct(files)
+    _check_names(files)
     headers = {file: _header(file) for file in files}
-    kinds = {str(header.get("EXP_TYPE", "")) for header in headers.values()}
-    is_cube = bool(kinds & set(_IFU))
-    if not is_cube:
-        _check_filters(headers)
+    _check_alike(headers)
     members = [_member(relative_to(folder, file), header) for file, header in headers.items()]
     programs = {str(header.get("PROGRAM", "noprogram")) for header in headers.values()}
-    kind = "spec3" if is_cube else "image3"
+    kind = "spec3" if _is_cube(headers[files[0]]) else "image3"
     return association(product, members, kind=kind, program=programs.pop() if len(programs) == 1 else "noprogram")
+
+
+def _check_names(files: Sequence[Path]) -> None:
+    twice = [str(file) for file, count in Counter(file.resolve() for file in files).items() if count > 1]
+    if twice:
+        raise ValueError(f"listed more than once: {', '.join(twice)}; list each exposure once")
+    check_distinct(files)
+    exposures: dict[str, Path] = {}
+    for file in files:
+        name = _NAME.match(file.name)
+        other = exposures.setdefault(name["exposure"] if name else file.name, file)
+        if other is not file:
+            raise ValueError(f"{other.name} and {file.name} are one exposure; list only one of them")
 
 
 def _header(file: Path) -> fits.Header:
@@ -66,21 +77,28 @@ def _header(file: Path) -> fits.Header:
         raise ValueError(f"{file} cannot be read as FITS: {error}") from error
     if "I4I_PROD" in header:
         raise ValueError(f"{file} is a {header['I4I_PROD']} that image_for_image made, no exposure; leave it out")
+    if "COMPLETE" in (header.get("S_RESAMP"), header.get("S_IFUCUB")):
+        raise ValueError(f"{file} is a mosaic or a cube, no exposure; leave it out")
     return header
 
 
-def _check_filters(headers: Mapping[Path, fits.Header]) -> None:
-    filters: dict[str, list[str]] = {}
+def _is_cube(header: fits.Header) -> bool:
+    return header.get("EXP_TYPE") in _IFU
+
+
+def _check_alike(headers: Mapping[Path, fits.Header]) -> None:
+    kinds: dict[str, list[str]] = {}
     for file, header in headers.items():
-        words = (str(header.get(keyword, "")) for keyword in ("INSTRUME", "FILTER", "PUPIL"))
-        filters.setdefault(" ".join(word for word in words if word), []).append(file.name)
-    if len(filters) > 1:
-        found = "; ".join(f"{name or 'unknown'}: {len(of)} ({of[0]}, ...)" for name, of in sorted(filters.items()))
-        raise ValueError(f"the files are of several filters: give those of one. {found}")
+        keywords = ("EXP_TYPE",) if _is_cube(header) else ("EXP_TYPE", "INSTRUME", "FILTER", "PUPIL")
+        words = (str(header.get(keyword, "")) for keyword in keywords)
+        kinds.setdefault(" ".join(word for word in words if word), []).append(file.name)
+    if len(kinds) > 1:
+        found = "; ".join(f"{name or 'unknown'}: {len(of)} ({of[0]}, ...)" for name, of in sorted(kinds.items()))
+        raise ValueError(f"the files are of several filters or exposure types: give those of one. {found}")
 
 
 def _member(name: str, header: fits.Header) -> Member:
     member = {"expname": name, "exptype": "background" if header.get("BKGDTARG") else "science"}
-    group = _GROUP_NAME.match(Path(name).name)
-    is_known = all(keyword in header for keyword in _OF_GROUP)
-    return member if is_known or not group else member | {"group_id": group[0]}
+    known = _NAME.match(Path(name).name)
+    is_told = all(keyword in header for keyword in _OF_GROUP)
+    return member if is_told or not known else member | {"group_id": known["group"]}

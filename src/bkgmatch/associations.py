@@ -38,10 +38,13 @@ def association(product: str, members: Iterable[Member], *, kind: str = "image3"
 
 
 def write_association(given: Mapping[str, Any], path: Path) -> None:
-    """Write an association."""
+    """Write an association; ValueError if that would replace something else."""
+    if path.exists() and not path.read_bytes()[:1] == b"{":
+        raise ValueError(f"{path} exists and is no association; choose another name")
     path.write_text(json.dumps(given, indent=4) + "\n")
 
 
 def relative_to(folder: Path, file: str | Path) -> str:
     """Name of a file for an association in ``folder``."""
-    return os.path.relpath(Path(file).resolve(), folder.resolve())
+    path = Path(file)
+    return os.path.relpath(path.parent.resolve() / path.name, folder.resolve())  # a link keeps its own name

@@ -172,6 +172,8 @@ def _asn(options: argparse.Namespace) -> int:
     from bkgmatch.associations import write_association
 
     path = options.out or options.files[0].parent / f"{options.product}_asn.json"
+    if path.suffix != ".json" or not path.parent.is_dir():
+        raise ValueError(f"--out {path}: give a name *.json in a folder that exists")
     write_association(associate(options.files, options.product, path.parent), path)
     print(path)
     return 0

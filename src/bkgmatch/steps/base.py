@@ -52,7 +52,12 @@ class BackgroundStep(OptionalCrds, Step):
 def _members(models: ModelLibrary | ModelContainer) -> list[dict[str, str]]:
     """Name, type and, as far as it is known, group of each model."""
     if isinstance(models, ModelContainer):
-        return [{"expname": m.meta.filename, "exptype": m.meta.asn.exptype or "science"} for m in models]
+        metadata = [model.meta for model in models]
+        given = [
+            {"expname": m.filename, "exptype": m.asn.exptype or "science", "group_id": m.group_id} for m in metadata
+        ]
+    else:
+        given = models.asn["products"][0]["members"]
     known = ("expname", "exptype", "group_id")
-    members = ({key: member[key] for key in known if key in member} for member in models.asn["products"][0]["members"])
+    members = ({key: member[key] for key in known if member.get(key)} for member in given)
     return [member | {"exptype": member["exptype"].lower()} for member in members]  # jwst compares lower case

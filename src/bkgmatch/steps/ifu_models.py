@@ -56,7 +56,7 @@ def open_models(step: Step, inputs: Sequence[Any]) -> tuple[Models, bool]:
         If an input cannot be used.
     """
     given = inputs[0] if len(inputs) == 1 else list(inputs)
-    check_outputs(step, check_inputs(given))
+    check_outputs(step, check_inputs(given), given)
     is_set = is_association(given)
     if isinstance(given, ModelLibrary) or (is_set and not step.in_memory):
         return open_library(given, in_memory=step.in_memory), False

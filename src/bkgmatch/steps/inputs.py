@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "plain_names",
     "read_file",
     "unreadable",
+    "with_head",
 ]
 
 log = logging.getLogger("stpipe.bkgmatch.inputs")
@@ -60,7 +61,7 @@ def check_inputs(init: Any) -> list[Path]:
     return [] if _has_models(init) else files
 
 
-def check_outputs(step: Step, files: list[Path]) -> None:
+def check_outputs(step: Step, files: list[Path], given: Any = None) -> None:
     """
     Check where a step will write.
 
@@ -70,13 +71,15 @@ def check_outputs(step: Step, files: list[Path]) -> None:
         The step, with its parameters.
     files : list of Path
         Its input files.
+    given : object, optional
+        What it was given, perhaps an association.
 
     Raises
     ------
     FileNotFoundError
         If the folder of its table does not exist.
     ValueError
-        If its table would replace something that is no table, or a result an input.
+        If its table would replace something that is no table, or a result or its association an input.
     """
     if step.save_table and not Path(step.save_table).resolve().parent.is_dir():
         raise FileNotFoundError(f"the folder of save_table={step.save_table} does not exist; make it first")
@@ -85,6 +88,12 @@ def check_outputs(step: Step, files: list[Path]) -> None:
     for file in files if step.save_results else []:
         if Path(step.make_output_path(basepath=file.name)).resolve() == file:
             raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
+    if step.save_results and is_association(given) and not isinstance(given, dict):
+        path, folder = Path(given).resolve(), Path(step.make_output_path(basepath="any.fits")).resolve().parent
+        if path.parent == folder and path.name.endswith(f"_{step.suffix}_asn.json"):
+            raise ValueError(
+                f"the association of the results might overwrite {given}; set output_dir or another suffix"
+            )
 
 
 def _check_table(table: Path) -> None:
@@ -123,9 +132,12 @@ def open_inputs(
     """
     given = inputs[0] if len(inputs) == 1 else list(inputs)
     files = check_inputs(given)
-    check_outputs(step, files)
+    check_outputs(step, files, given)
     prepared = step.prepare_output(given, open_models=False)
-    return open_library(prepared, in_memory=step.in_memory, exptypes=exptypes), files
+    library = open_library(prepared, in_memory=step.in_memory, exptypes=exptypes)
+    if isinstance(given, ModelLibrary):
+        check_outputs(step, _files_of(given))
+    return library, files
 
 
 def plain_names(names: Sequence[Any] | None) -> list[str] | None:
@@ -195,7 +207,23 @@ def open_library(init: Any, *, in_memory: bool, exptypes: list[str] | None = Non
             "there are no exposures to match; give an association, for example from "
             "'asn_from_list --product-name mosaic -o asn.json *_cal.fits'"
         )
-    return ModelLibrary([m if isinstance(m, JwstDataModel) else read_file(m, datamodels.open) for m in members])
+    library = ModelLibrary([m if isinstance(m, JwstDataModel) else read_file(m, datamodels.open) for m in members])
+    is_from_association = isinstance(init, ModelContainer) and init.asn_file_path
+    return with_head(library, init.asn_table) if is_from_association else library
+
+
+def with_head(library: ModelLibrary, association: Mapping[str, Any]) -> ModelLibrary:
+    """Give a library of models the ids and the product's name of an association, for names of results."""
+    levels = ((library._asn, association), (library._asn["products"][0], association["products"][0]))
+    for level, of in levels:
+        level.update({key: value for key, value in of.items() if key not in level})
+    return library
+
+
+def _files_of(library: ModelLibrary) -> list[Path]:
+    """Files of a library, as far as they are known."""
+    folder = Path(str(library.asn_dir))  # None for a library of models
+    return [(folder / m["expname"]).resolve() for m in library.asn["products"][0]["members"]] if folder.is_dir() else []
 
 
 def _open_association(init: str | Path | dict, **settings: Any) -> ModelLibrary:

@@ -11,6 +11,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 from bkgmatch.exposures import LYOT, Exposure, Pixels
 from bkgmatch.levels import FIXED, MATCHED, LevelMatch
 from bkgmatch.planes import Plane
+from bkgmatch.steps.inputs import with_head
 from bkgmatch.steps.library import LibraryExposures
 from bkgmatch.steps.plane_record import PlaneRecord, joined_record, lyot_box, read_record, write_record
 from bkgmatch.steps.tiles import Tile
@@ -174,10 +175,7 @@ def recombined(library: ModelLibrary, halves: dict[int, int]) -> ModelLibrary:
             library.shelve(lyot, halves[index], modify=False)
         library.shelve(model, index, modify=True)
         models.append(model)
-    together = ModelLibrary(models)
-    for level, of in ((together._asn, library._asn), (together._asn["products"][0], library._asn["products"][0])):
-        level.update({key: value for key, value in of.items() if key not in level})  # ids and names, for later steps
-    return together
+    return with_head(ModelLibrary(models), library._asn)
 
 
 def _check_bands(tiles: Sequence[Tile], *, lyot: bool, chips: bool) -> None:
