@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import matplotlib.pyplot as plt
 import numpy as np
-from builders import empty_crds_cache
+from crds_cache import crds_cache
 from image3 import (
     CONTROL,
     HOOK,
@@ -131,7 +131,7 @@ def main() -> None:
     out = options.out.absolute()
     os.environ["STPIPE_DISABLE_CRDS_STEPPARS"] = "true"
     if not (out / "crds").exists():
-        empty_crds_cache(out / "crds")
+        crds_cache(out / "crds")
     os.environ["CRDS_PATH"] = str(out / "crds")
     seeds = [measure(seed, options.binning, options.runs, out / f"{options.binning}_{seed}") for seed in options.seeds]
     report([row(run, seeds) for run in options.runs])

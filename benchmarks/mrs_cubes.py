@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import matplotlib.pyplot as plt
 import numpy as np
-from builders import empty_crds_cache
+from crds_cache import crds_cache
 from spec3 import build_cube, coverage, rms_step
 from stdatamodels.jwst.datamodels import IFUCubeModel
 
@@ -67,7 +67,7 @@ def main() -> None:
     out = options.out.absolute()
     os.environ["STPIPE_DISABLE_CRDS_STEPPARS"] = "true"
     if not (out / "crds").exists():
-        empty_crds_cache(out / "crds")
+        crds_cache(out / "crds")
     os.environ["CRDS_PATH"] = str(out / "crds")
     scene = MRSScene(rows=options.rows, seed=options.seed)
     association = exposed(scene, out / "exposures")

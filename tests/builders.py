@@ -199,46 +199,6 @@ def digest(files: Sequence[Path]) -> list[str]:
     return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
 
 
-RULES = """header = {
-    'mapping' : 'PIPELINE',
-    'observatory' : 'JWST',
-    'name' : 'jwst_0000.pmap',
-    'derived_from' : 'none',
-    'parkey' : ('META.INSTRUMENT.NAME',),
-    'sha1sum' : '?',
-    'description' : 'rules for no instrument',
-}
-
-selector = {
-}
-"""
-
-
-def empty_crds_cache(folder: Path) -> Path:
-    """Write a CRDS cache that knows no reference files; ``CRDS_PATH`` may point to it."""
-    context = "jwst_0000.pmap"
-    checked = "".join(line for line in RULES.splitlines(keepends=True) if "sha1sum" not in line)
-    rules = RULES.replace("?", hashlib.sha1(checked.encode()).hexdigest())
-    server = {
-        "observatory": "jwst",
-        "operational_context": context,
-        "edit_context": context,
-        "bad_files": "",
-        "bad_files_list": [],
-        "crds_version": {"str": "14.0.3"},
-        "server_version": "14.0.3",
-        "last_synced": "never",
-        "force_remote_mode": False,
-        "status": "offline",
-        "connected": False,
-    }
-    for name, text in ((f"mappings/jwst/{context}", rules), ("config/jwst/server_config", repr(server))):
-        file = folder / name
-        file.parent.mkdir(parents=True)
-        file.write_text(text)
-    return folder
-
-
 def spoil(file, change):
     """Change a file through its data model."""
     with datamodels.open(file) as model:

@@ -17,7 +17,6 @@ from builders import (
     as_rate,
     association,
     digest,
-    empty_crds_cache,
     exposure_name,
     has,
     image_files,
@@ -29,6 +28,7 @@ from builders import (
     tile_wcs,
     write,
 )
+from crds_cache import crds_cache
 from jwst.associations import load_asn
 from jwst.associations.asn_from_list import asn_from_list
 from jwst.datamodels import ModelContainer, ModelLibrary
@@ -336,7 +336,7 @@ def test_calwebb_image3_takes_it_and_names_its_image_after_the_product(noisy_exp
     write_exposures(noisy_exposures, tmp_path / "in")
     files = sorted((tmp_path / "in").glob("*_cal.fits"))
     path = run(LevelMatchStep, str(associate(files, files[0].parent)), tmp_path / "matched")
-    monkeypatch.setenv("CRDS_PATH", str(empty_crds_cache(tmp_path / "crds")))
+    monkeypatch.setenv("CRDS_PATH", str(crds_cache(tmp_path / "crds")))
     monkeypatch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
     skip = {name: {"skip": True} for name in ("assign_mtwcs", "tweakreg", "skymatch", "source_catalog")}
     out = tmp_path / "out"

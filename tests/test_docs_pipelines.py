@@ -57,7 +57,7 @@ DONE = [
     IMAGES,
     LEVELS | {"mosaic/field_i2d.fits": {}},
 ]
-FAST = (0, 11)
+FAST = (1, 10)
 
 
 @pytest.fixture(scope="module")

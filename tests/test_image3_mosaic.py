@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from builders import empty_crds_cache
+from crds_cache import crds_cache
 from image3 import (
     APART,
     CONTROL,
@@ -28,7 +28,7 @@ SIDE = 30  # pixels of a field of the chequerboard
 def run_all(sky, runs, folder):
     """Mosaics of a simulated sky."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CRDS_PATH", str(empty_crds_cache(folder / "crds")))
+        patch.setenv("CRDS_PATH", str(crds_cache(folder / "crds")))
         patch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
         patch.chdir(folder)
         associations = sky.write(folder)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from builders import association, digest, empty_crds_cache, image_files, miri_halves, write
+from builders import association, digest, image_files, miri_halves, write
+from crds_cache import crds_cache
 from jwst import pipeline as jwst_pipeline
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.step import SkyMatchStep as JwstSkyMatchStep
@@ -40,7 +41,7 @@ def _without_crds(tmp_path_factory):
     """Some of jwst's steps ask for the context of CRDS, all for their parameters."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CRDS_SERVER_URL", raising=False)
-        patch.setenv("CRDS_PATH", str(empty_crds_cache(tmp_path_factory.mktemp("cache") / "crds")))
+        patch.setenv("CRDS_PATH", str(crds_cache(tmp_path_factory.mktemp("cache") / "crds")))
         patch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
         patch.setenv("VALIDATE_ON_ASSIGNMENT", "false")  # checks take time; strun makes them
         yield
@@ -414,6 +415,7 @@ def test_image_for_image_comes_first(dithers):
         assert np.nanstd(ours - other) > 0.1, "the pattern"
 
 
+@pytest.mark.slow
 def test_what_image_for_image_saves(dithers, tmp_path):
     """Backgrounds too; the names of what follows stay."""
     before = digest(inputs(dithers))
@@ -509,6 +511,7 @@ def strun(*words, folder="out", **env):
 SKIP = [f"--steps.{name}.skip=true" for name in OFFLINE]
 
 
+@pytest.mark.slow
 def test_strun(asn, default):
     """Nothing of CRDS is needed where the steps that read reference files are off."""
     output, ours = strun("bkg_image3", asn, *SKIP, PATH=os.environ["PATH"])

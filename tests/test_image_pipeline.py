@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import as_rate, association, digest, empty_crds_cache, image_files, write
+from builders import as_rate, association, digest, image_files, write
+from crds_cache import crds_cache
 from jwst.background import BackgroundStep
 from jwst.pipeline import Image2Pipeline
 from stdatamodels.jwst import datamodels
@@ -28,7 +29,7 @@ ONLY_THERE = np.s_[30:33, 40:44]
 @pytest.fixture(autouse=True)
 def _without_crds(offline, tmp_path, monkeypatch):
     """bkg_subtract asks for the context of CRDS, all steps for their parameters."""
-    monkeypatch.setenv("CRDS_PATH", str(empty_crds_cache(tmp_path / "crds")))
+    monkeypatch.setenv("CRDS_PATH", str(crds_cache(tmp_path / "crds")))
     monkeypatch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
 
 

@@ -534,7 +534,7 @@ def test_two_masks_of_one_filter(scene, blind, tmp_path):
 
 def test_backgrounds_are_not_saved_if_they_are_not_wanted(three, tmp_path, blind):
     run(list(map(str, three)), save_results=True, save_background=False, output_dir=str(tmp_path), **QUICK, **blind)
-    assert sorted(tmp_path.glob("*.*")) == results(three, tmp_path)
+    assert sorted(tmp_path.glob("*.fits")) == results(three, tmp_path)
     assert cards(results(three, tmp_path)[0])["I4IBKG"] == ""
     assert main(["undo", str(results(three, tmp_path)[0])]) == 1
     with datamodels.open(results(three, tmp_path)[0]) as model, pytest.raises(ValueError, match="was not saved"):

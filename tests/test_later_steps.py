@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import empty_crds_cache
+from crds_cache import crds_cache
 from jwst import pipeline as jwst_pipeline
 from jwst.datamodels import ModelLibrary
 from stdatamodels.jwst import datamodels
@@ -40,7 +40,7 @@ def _without_crds(tmp_path_factory):
     """Some of jwst's steps ask for the context of CRDS, all for their parameters; assignments are not checked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CRDS_SERVER_URL", raising=False)
-        patch.setenv("CRDS_PATH", str(empty_crds_cache(tmp_path_factory.mktemp("cache") / "crds")))
+        patch.setenv("CRDS_PATH", str(crds_cache(tmp_path_factory.mktemp("cache") / "crds")))
         patch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
         patch.setenv("VALIDATE_ON_ASSIGNMENT", "false")
         yield

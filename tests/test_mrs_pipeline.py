@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from builders import association as two_of
-from builders import empty_crds_cache
+from crds_cache import crds_cache
 from jwst.datamodels import ModelContainer
 from jwst.pipeline import Spec3Pipeline
 from jwst.stpipe import Step
@@ -45,7 +45,7 @@ steps:
 @pytest.fixture(autouse=True)
 def _without_crds(offline, tmp_path, monkeypatch):
     """cube_build asks for the context of CRDS, all steps for their parameters."""
-    monkeypatch.setenv("CRDS_PATH", str(empty_crds_cache(tmp_path / "crds")))
+    monkeypatch.setenv("CRDS_PATH", str(crds_cache(tmp_path / "crds")))
     monkeypatch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from builders import association as associate
-from builders import empty_crds_cache
+from crds_cache import crds_cache
 from jwst.datamodels import ModelContainer
 from jwst.pipeline import Spec3Pipeline as JwstSpec3Pipeline
 from jwst.stpipe import Step
@@ -32,7 +32,7 @@ SLOW = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def _without_crds(offline, tmp_path, monkeypatch):
     """cube_build asks for the context of CRDS, all steps for their parameters."""
-    monkeypatch.setenv("CRDS_PATH", str(empty_crds_cache(tmp_path / "crds")))
+    monkeypatch.setenv("CRDS_PATH", str(crds_cache(tmp_path / "crds")))
     monkeypatch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
 
 
@@ -202,6 +202,7 @@ def test_by_default_the_step_runs_and_subtracts(pair):
         assert model.meta.filename == kept.meta.filename
 
 
+@pytest.mark.slow
 def test_an_instance_runs_again_and_after_an_error(pair):
     """With the same defaults; the second run gives what the first gave."""
     pipeline = Spec3Pipeline()

@@ -24,13 +24,13 @@ from builders import (
     association,
     constant_files,
     digest,
-    empty_crds_cache,
     exposure_name,
     image_model,
     tile_wcs,
     write,
 )
 from conftest import FAR
+from crds_cache import crds_cache
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.skymatch import SkyMatchStep as JwstSkyMatchStep
 from regions import Regions
@@ -804,7 +804,7 @@ def closed_port():
 def test_strun(two_pieces, tmp_path, name, crds, says):
     env = {
         "none": {},
-        "empty cache": {"CRDS_PATH": str(empty_crds_cache(tmp_path / "crds"))},
+        "empty cache": {"CRDS_PATH": str(crds_cache(tmp_path / "crds"))},
         "closed port": {"CRDS_SERVER_URL": f"http://127.0.0.1:{closed_port()}", "CRDS_PATH": str(tmp_path / "none")},
     }[crds]
     asn = association(two_pieces)

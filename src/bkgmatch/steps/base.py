@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
+from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.associations import HEAD, association, write_association
 from bkgmatch.steps.crds import OptionalCrds
@@ -51,13 +52,16 @@ class BackgroundStep(OptionalCrds, Step):
 
 def _members(models: ModelLibrary | ModelContainer) -> list[dict[str, str]]:
     """Name, type and, as far as it is known, group of each model."""
-    if isinstance(models, ModelContainer):
-        metadata = [model.meta for model in models]
-        given = [
-            {"expname": m.filename, "exptype": m.asn.exptype or "science", "group_id": m.group_id} for m in metadata
-        ]
-    else:
-        given = models.asn["products"][0]["members"]
+    given = map(_member, models) if isinstance(models, ModelContainer) else models.asn["products"][0]["members"]
     known = ("expname", "exptype", "group_id")
     members = ({key: member[key] for key in known if member.get(key)} for member in given)
     return [member | {"exptype": member["exptype"].lower()} for member in members]  # jwst compares lower case
+
+
+def _member(model: JwstDataModel) -> dict[str, Any]:
+    meta = model.meta
+    return {
+        "expname": meta.filename,
+        "exptype": meta.asn.exptype or "science",
+        "group_id": getattr(meta, "group_id", None),  # in no schema
+    }
