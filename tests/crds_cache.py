@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import asdf
 from stpipe import Step
@@ -59,11 +60,11 @@ def write_rules(path: Path, mapping: str, parkey: str, selector: str, **header: 
     path.write_text("".join([*text, f"    'sha1sum' : '{sign.hexdigest()}',\n", *rest]))
 
 
-def skipped(steps: Iterable[type[Step]], folder: Path) -> dict[str, Path]:
-    """Write parameter references that let steps be skipped; return them by their type."""
+def parameter_references(steps: Iterable[type[Step]], folder: Path, **parameters: Any) -> dict[str, Path]:
+    """Write parameter references of steps; return them by their type."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {step.get_config_reftype(): folder / f"{step.get_config_reftype()}.asdf" for step in steps}
     for step, path in zip(steps, written.values(), strict=True):
-        tree = {"class": f"{step.__module__}.{step.__name__}", "name": step.__name__, "parameters": {"skip": True}}
+        tree = {"class": f"{step.__module__}.{step.__name__}", "name": step.__name__, "parameters": parameters}
         asdf.AsdfFile(tree).write_to(path)
     return written

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from builders import image_files
-from crds_cache import crds_cache, skipped
+from crds_cache import crds_cache, parameter_references
 from jwst.pipeline import Image3Pipeline, Spec3Pipeline
 from spec3 import OFF
 
@@ -77,8 +77,9 @@ def site(tmp_path_factory):
     (here / "cube_asn.json").rename(here / "mrs_asn.json")
     for name, text in FILES.items():
         (here / name).write_text(text)
-    catalogs = skipped([Image3Pipeline.step_defs[name] for name in ("tweakreg", "source_catalog")], root / "image3")
-    spectra = skipped([Spec3Pipeline.step_defs[name] for name in OFF], root / "spec3")
+    of_images = [Image3Pipeline.step_defs[name] for name in ("tweakreg", "source_catalog")]
+    of_spectra = [Spec3Pipeline.step_defs[name] for name in OFF]
+    catalogs, spectra = (parameter_references(steps, root / "pars", skip=True) for steps in (of_images, of_spectra))
     cubepar = {"cubepar": here / "cubepar.fits"}
     crds_cache(root / "crds", {"nircam": catalogs, "miri": catalogs | spectra | cubepar})
     return root

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from builders import association, digest, image_files, miri_halves, write
-from crds_cache import crds_cache
+from crds_cache import crds_cache, parameter_references
 from jwst import pipeline as jwst_pipeline
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.step import SkyMatchStep as JwstSkyMatchStep
@@ -612,3 +612,16 @@ def test_jwst_runs_its_own(asn, given, tmp_path):
     for path in exposures:
         assert file_statuses(path) == (None, None, "COMPLETE")
         assert fits.getval(path, "BKGSUB") is False
+
+
+@pytest.mark.filterwarnings("ignore:'get_cache_lock' is deprecated")
+def test_crds_does_not_make_skymatch_run_too(asn, tmp_path, monkeypatch):
+    """Its parameters count, but for those that say whether jwst's skymatch runs."""
+    of_step = parameter_references([SkyMatchStep], tmp_path, skip=False, subtract=True)
+    of_pipeline = parameter_references([Image3Pipeline], tmp_path, in_memory=False)
+    monkeypatch.setenv("CRDS_PATH", str(crds_cache(tmp_path / "cache", {"nircam": of_step | of_pipeline})))
+    monkeypatch.delenv("STPIPE_DISABLE_CRDS_STEPPARS")
+    config = Image3Pipeline.get_config_from_reference(str(asn))
+    assert config["steps"]["skymatch"]["subtract"] is True
+    assert "skip" not in config["steps"]["skymatch"]
+    assert config["in_memory"] is False

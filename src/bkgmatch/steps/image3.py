@@ -50,6 +50,12 @@ class Image3Pipeline(OptionalCrds, pipeline.Image3Pipeline):
         "skymatch": SkyMatchStep,
     }
 
+    @classmethod
+    def _get_config_from_parameters(cls, crds_parameters: dict, crds_observatory: str) -> Any:
+        config = super()._get_config_from_parameters(crds_parameters, crds_observatory)
+        config["steps"].get("skymatch", {}).pop("skip", None)  # CRDS does not know of another step that matches
+        return config
+
     def process(self, input_data: Any) -> None:
         """
         Run the pipeline.
