@@ -171,6 +171,16 @@ def test_parameter_files_fit_their_classes(capsys, tmp_path):
                 assert isinstance(getattr(found, sub_step["name"]), import_class(sub_step["class"]))
 
 
+def test_no_file_is_replaced_by_a_parameter_file(tmp_path, capsys):
+    mine = tmp_path / "mine.asdf"
+    mine.write_text("edited by hand")
+    for name in ("mine.asdf", "mine.yaml", "nowhere/mine.asdf"):
+        assert main(["pars", "mrs", "--out", str(tmp_path / name)]) == 1
+        assert name in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine.asdf"]
+    assert mine.read_text() == "edited by hand"
+
+
 def test_an_unknown_parameter_file_is_named(capsys):
     assert main(["pars", "nothing"]) == 1
     assert "nothing" in capsys.readouterr().err

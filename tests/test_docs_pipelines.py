@@ -33,8 +33,9 @@ SKY = {"mosaic/*_crf.fits": {"S_SKYMAT": "COMPLETE"}}
 IMAGES = {"mosaic/*_crf.fits": {"S_I4IMG": "COMPLETE", "I4I_SUB": True, "S_LVLMAT": "COMPLETE", "LVLM_SUB": True}}
 POLYNOMIALS = {"cube/*_crf.fits": {"S_MRSMAT": "COMPLETE", "BKGSUB": True}, "cube/*_ch1-short_s3d.fits": {}}
 PLANES = {"mosaic/*_crf.fits": {**LEVELS["mosaic/*_crf.fits"], "tilted": True}}
+TOLD = {"mosaic/*_i2d.fits": {"S_LVLMAT": "COMPLETE"}, "cube/*_s3d.fits": {"S_MRSMAT": "COMPLETE"}}
 DONE = [
-    LEVELS | POLYNOMIALS,
+    LEVELS | POLYNOMIALS | TOLD,
     PLANES,
     IMAGES,
     {"mosaic/*_crf.fits": {"S_SKYMAT": "COMPLETE", "BKGSUB": True, "S_LVLMAT": None}},

@@ -21,9 +21,10 @@ from jwst.stpipe import Step
 from stdatamodels.jwst import datamodels
 from stpipe import entry_points, utilities
 
-from bkgmatch import Image3Pipeline, ImageForImageStep, LevelMatchStep, SkyMatchStep
+from bkgmatch import Image3Pipeline, ImageForImageStep, LevelMatchStep, SkyMatchStep, Spec3Pipeline
 from bkgmatch.simulate import simulate_mosaic
 from bkgmatch.simulate_dithers import simulate_dithers
+from bkgmatch.steps.models import undo_files
 from bkgmatch.steps.simulated import write_exposures
 
 OFFLINE = {name: {"skip": True} for name in ("tweakreg", "source_catalog")}
@@ -625,3 +626,20 @@ def test_crds_does_not_make_skymatch_run_too(asn, tmp_path, monkeypatch):
     assert config["steps"]["skymatch"]["subtract"] is True
     assert "skip" not in config["steps"]["skymatch"]
     assert config["in_memory"] is False
+
+
+def test_the_header_of_the_mosaic_tells_what_has_been_done(default, tmp_path):
+    header = fits.getheader(default["mosaic_i2d.fits"])
+    assert (header["S_LVLMAT"], header["S_I4IMG"], header["S_SKYMAT"]) == ("COMPLETE", "SKIPPED", "SKIPPED")
+    with pytest.raises(ValueError, match=r"mosaic_i2d\.fits is a mosaic"):
+        undo_files([default["mosaic_i2d.fits"]], tmp_path / "undone")
+    assert not (tmp_path / "undone").exists()
+
+
+@pytest.mark.filterwarnings("ignore:'get_cache_lock' is deprecated")
+@pytest.mark.parametrize("pipeline", [Image3Pipeline, Spec3Pipeline])
+def test_a_missing_association_is_named(pipeline, monkeypatch):
+    """Also where CRDS is set up, whose own message would speak of a keyword."""
+    monkeypatch.delenv("STPIPE_DISABLE_CRDS_STEPPARS")
+    with pytest.raises(FileNotFoundError, match=r"nothere_asn\.json"):
+        pipeline.call("nothere_asn.json")

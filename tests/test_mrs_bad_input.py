@@ -13,7 +13,7 @@ from mrs import FAR, coefficients, header_cards, records, status, twin, twins
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import CubeModel, IFUImageModel, ImageModel
 
-from bkgmatch import MRSIMatchStep
+from bkgmatch import ImageForImageStep, LevelMatchStep, MRSIMatchStep, SkyMatchStep
 from bkgmatch.steps.simulated_mrs_references import write_cubepar
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -368,3 +368,9 @@ def test_files_on_disk_of_another_kind(files, offline):
     cube.meta.instrument.channel = "12"
     cube.save(files[1])
     has(refused(association(files), offline), SECOND)
+
+
+@pytest.mark.parametrize("step", [SkyMatchStep, LevelMatchStep, ImageForImageStep])
+def test_the_steps_of_images_name_the_step_of_mrs(step, models, offline):
+    with pytest.raises(ValueError, match=r"mirifushort_cal\.fits is no image but MIR_MRS; .* use MRSIMatchStep"):
+        step.call(twins(models))

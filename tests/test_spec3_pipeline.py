@@ -299,7 +299,7 @@ def test_parameters_of_jwsts_pipeline_stay_with_their_defaults():
     ours, theirs = Spec3Pipeline().get_pars(), JwstSpec3Pipeline().get_pars()
     added = ours["steps"].pop("mrs_imatch")
     assert ours == theirs
-    assert list(Spec3Pipeline.step_defs) == ["mrs_imatch", *JwstSpec3Pipeline.step_defs]
+    assert set(Spec3Pipeline.step_defs) == {"mrs_imatch", *JwstSpec3Pipeline.step_defs}
     own = MRSIMatchStep().get_pars()
     assert {key for key in own if own[key] != added[key]} == {"skip", "subtract"}
 

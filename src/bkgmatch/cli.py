@@ -161,10 +161,18 @@ def _pars(options: argparse.Namespace) -> int:
     if name not in texts:
         raise ValueError(f"there is no parameter file {options.name}; there are {', '.join(sorted(texts))}")
     if options.out:
+        _check_new(options.out, ".asdf")
         options.out.write_text(texts[name])
     else:
         print(texts[name], end="")
     return 0
+
+
+def _check_new(path: Path, extension: str) -> None:
+    if path.suffix != extension or not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: give a name *{extension} in a folder that exists")
+    if path.exists():
+        raise ValueError(f"{path} exists; remove it, or give another name with --out")
 
 
 def _asn(options: argparse.Namespace) -> int:
@@ -172,8 +180,7 @@ def _asn(options: argparse.Namespace) -> int:
     from bkgmatch.associations import write_association
 
     path = options.out or options.files[0].parent / f"{options.product}_asn.json"
-    if path.suffix != ".json" or not path.parent.is_dir():
-        raise ValueError(f"--out {path}: give a name *.json in a folder that exists")
+    _check_new(path, ".json")
     write_association(associate(options.files, options.product, path.parent), path)
     print(path)
     return 0

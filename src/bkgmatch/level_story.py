@@ -39,7 +39,7 @@ def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]
             True,
             (
                 f"What is left of the pairs is {match.misfit:.0f} times their errors, which are scaled by that: planes "
-                "(level+slope) or a part with a level of its own (recombine_lyot) may be missing"
+                "(level+slope for dithers and tiles) or a part with a level of its own (recombine_lyot) may be missing"
             ),
         )
     yield from _of_components(match)
@@ -57,8 +57,10 @@ def _of_pairs(match: LevelMatch) -> str:
     trust = match.pairs.trust
     passes = ", ".join(f"{count} of {name}" for name, count in Counter(match.pairs.step.tolist()).items())
     rms = float(np.sqrt(np.mean(match.pairs.residual[trust > 0] ** 2))) if (trust > 0).any() else np.nan
+    if not len(trust):
+        return f"{len(match.names)} exposures, no pairs"
     return (
-        f"{len(match.names)} exposures, {len(trust)} pairs ({passes or 'none'}): {np.sum(trust >= 0.5)} used, "
+        f"{len(match.names)} exposures, {len(trust)} pairs ({passes}): {np.sum(trust >= 0.5)} used, "
         f"{np.sum((trust > 0) & (trust < 0.5))} down-weighted, {np.sum(trust == 0)} rejected. "
         f"They agree to {rms:.3g} rms, {match.misfit:.2f} of their errors"
     )

@@ -12,7 +12,7 @@ from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
 from bkgmatch.associations import association, relative_to, write_association
 from bkgmatch.image_stack import Background
-from bkgmatch.steps.cards import PRODUCT_CARD, card, drop_cards, put_card
+from bkgmatch.steps.cards import PRODUCT_CARD, card, drop_cards, drop_status, put_card, put_status
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.library import stem
 
@@ -24,12 +24,11 @@ __all__ = [
     "kind_of",
     "level2_association",
     "masked_model",
-    "set_status",
     "subtract_background",
     "undo_background",
 ]
 
-_STATUS, _SUBTRACTED, _FILE = "S_I4IMG", "I4I_SUB", "I4IBKG"
+_SUBTRACTED, _FILE = "I4I_SUB", "I4IBKG"
 _SHARES = {"var_poisson": "I4I_POIS", "var_rnoise": "I4I_RNOI", "var_flat": "I4I_FLAT"}
 
 
@@ -149,7 +148,7 @@ def subtract_background(model: JwstDataModel, background: ImageModel, file: str,
     shares = _shares(model) if split_variance else {"var_rnoise": 1.0}
     _add(model, background, shares, 1)
     model.dq = model.dq | background.dq
-    set_status(model, "COMPLETE")
+    put_status(model, "image_for_image", "COMPLETE")
     put_card(model, _SUBTRACTED, True, "is the background image subtracted?")
     put_card(model, _FILE, file, "background that has been subtracted")
     for plane, share in shares.items():
@@ -215,15 +214,9 @@ def undo_background(model: JwstDataModel, folder: Path) -> bool:
             _add(model, background, shares, -1)
             model.dq = model.dq & ~background.dq
         model.add_history_entry(f"bkgmatch {version('bkgmatch')} added the background {file.name} back")
-    drop_cards(model, _STATUS, _SUBTRACTED, _FILE, *_SHARES.values())
-    model.meta.cal_step.image_for_image = None
+    drop_cards(model, _SUBTRACTED, _FILE, *_SHARES.values())
+    drop_status(model, "image_for_image")
     return file is not None
-
-
-def set_status(model: JwstDataModel, status: str) -> None:
-    """Write the status of the step: COMPLETE or SKIPPED."""
-    put_card(model, _STATUS, status, "Image-for-image background")
-    model.meta.cal_step.image_for_image = status
 
 
 def masked_model(model: JwstDataModel, sources: np.ndarray) -> JwstDataModel:

@@ -20,8 +20,10 @@ class OptionalCrds:
 
     @classmethod
     def _get_crds_parameters(cls, dataset: Any) -> tuple[dict, str]:
+        if not _is_configured():
+            return {}, "jwst"
         ask = super()._get_crds_parameters  # type: ignore[misc]
-        return _answer(partial(ask, dataset), ({}, "jwst"), cls.__name__) if _is_configured() else ({}, "jwst")
+        return _answer(partial(ask, dataset), ({}, "jwst"), cls.__name__, FileNotFoundError)
 
     @classmethod
     def _get_config_from_parameters(cls, crds_parameters: dict, crds_observatory: str) -> Any:
@@ -33,10 +35,12 @@ class OptionalCrds:
         return _answer(partial(ask, crds_parameters, crds_observatory), empty, cls.__name__)
 
 
-def _answer(ask: Callable[[], Any], default: Any, step: str) -> Any:
+def _answer(ask: Callable[[], Any], default: Any, step: str, *raised: type[Exception]) -> Any:
     try:
         with _patience("60"):
             return ask()
+    except raised:
+        raise
     except (Exception, SystemExit) as error:  # crds ends the interpreter when its server is out of reach
         log.warning("CRDS gives no parameters for %s, which runs on its defaults: %s", step, error)
         return default

@@ -10,11 +10,13 @@ from jwst.datamodels import ModelLibrary
 from bkgmatch.steps import image_for_image, skymatch
 from bkgmatch.steps.crds import OptionalCrds
 from bkgmatch.steps.level_match import LevelMatchStep
-from bkgmatch.steps.preceded import keep_names, preceded
+from bkgmatch.steps.sub_steps import keep_names, preceded, told_in_headers
 
 __all__ = ["Image3Pipeline"]
 
 log = logging.getLogger("stpipe.bkgmatch.image3")
+
+_STEPS = pipeline.Image3Pipeline.step_defs
 
 
 class ImageForImageStep(image_for_image.ImageForImageStep):
@@ -44,9 +46,10 @@ class Image3Pipeline(OptionalCrds, pipeline.Image3Pipeline):
     class_alias = "calwebb_image3"
 
     step_defs: ClassVar[dict] = {
+        **{name: _STEPS[name] for name in ("assign_mtwcs", "tweakreg")},
         "image_for_image": ImageForImageStep,
         "level_match": LevelMatchStep,
-        **pipeline.Image3Pipeline.step_defs,
+        **_STEPS,
         "skymatch": SkyMatchStep,
     }
 
@@ -71,7 +74,7 @@ class Image3Pipeline(OptionalCrds, pipeline.Image3Pipeline):
         given = self.skymatch.skip
         self.skymatch.skip = self._is_skymatch_skipped()
         try:
-            with preceded(self.skymatch, self._match):
+            with preceded(self.skymatch, self._match), told_in_headers(self.resample):
                 super().process(str(input_data) if isinstance(input_data, Path) else input_data)
         finally:
             self.skymatch.skip = given

@@ -23,10 +23,10 @@ from bkgmatch.steps.background_files import (
     kind_of,
     level2_association,
     masked_model,
-    set_status,
     subtract_background,
 )
 from bkgmatch.steps.base import BackgroundStep
+from bkgmatch.steps.cards import put_status
 from bkgmatch.steps.inputs import number_of_cores, open_inputs
 from bkgmatch.steps.library import LibraryExposures, stem
 from bkgmatch.steps.siblings import Siblings
@@ -180,7 +180,7 @@ class ImageForImageStep(BackgroundStep):
     def _apply(self, model: JwstDataModel, found: ImageBackgrounds, i: int, files: list[Path]) -> None:
         """Save the background of a model, and subtract it."""
         if found.status[i] != MADE:
-            set_status(model, "SKIPPED")
+            put_status(model, "image_for_image", "SKIPPED")
             return
         if self.save_mask:
             self.save_model(masked_model(model, found.sources(i)), suffix="i4imask", force=True)
@@ -189,7 +189,7 @@ class ImageForImageStep(BackgroundStep):
         if self.subtract:
             subtract_background(model, background, file, split_variance=self.split_variance)
         else:
-            set_status(model, "COMPLETE")
+            put_status(model, "image_for_image", "COMPLETE")
 
     def _save_background(self, background: ImageModel, files: list[Path]) -> str:
         """Save a background, and for a rate exposure an association for calwebb_image2; return its name."""

@@ -246,6 +246,10 @@ def _know(model: JwstDataModel, *, group: str, subtract: bool | None, find_wcs: 
     name = model.meta.filename or "model"
     if getattr(model, "data", None) is None or model.data.ndim != 2:
         raise ValueError(f"{name}: 2-D images are needed, this is a {type(model).__name__}")
+    if model.meta.exposure.type in ("MIR_MRS", "NRS_IFU"):
+        raise ValueError(
+            f"{name} is no image but {model.meta.exposure.type}; for MIRI MRS use MRSIMatchStep or bkg_spec3"
+        )
     if card(model, PRODUCT_CARD):
         raise ValueError(
             f"{name} is a {card(model, PRODUCT_CARD)} that image_for_image made, no exposure; leave it out"

@@ -125,7 +125,7 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If a file is no image, a background image is not beside it, or a result would replace its input. Nothing is
+        If a file is no exposure, a background image is not beside it, or a result would replace its input. Nothing is
         written then.
     """
     for file in files:
@@ -134,6 +134,8 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
     check_copies(files, folder)
     for file in files:
         with _open_image(file) as model:
+            if "COMPLETE" in (model.meta.cal_step.resample, model.meta.cal_step.cube_build):
+                raise ValueError(f"{file} is a mosaic or a cube; give the exposures that it was made of")
             find_background(model, file.parent)
     folder.mkdir(parents=True, exist_ok=True)
     written = {}

@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from bkgmatch.steps.polynomial_record import apply_background_2d, check_backgrou
 __all__ = ["MRSIMatchStep", "apply_background_2d"]
 
 log = logging.getLogger("stpipe.bkgmatch.mrs_imatch")
+
+_MANY_TERMS = 125  # a degree of 4
 
 Group = tuple[str, str]
 
@@ -108,7 +111,11 @@ class MRSIMatchStep(BackgroundStep):
 
     def _options(self) -> MRSIMatchOptions:
         values = {name: getattr(self, name) for name in MRSIMatchOptions.__dataclass_fields__}
-        return MRSIMatchOptions(**values | {"bkg_degree": _degree(self.bkg_degree)})
+        options = MRSIMatchOptions(**values | {"bkg_degree": _degree(self.bkg_degree)})
+        terms = prod(degree + 1 for degree in options.degree)
+        if terms > _MANY_TERMS:
+            log.warning("bkg_degree=%s fits %d terms to each exposure: this may take hours", options.bkg_degree, terms)
+        return options
 
     def _chosen(self, groups: dict[Group, list[int]]) -> dict[Group, list[int]]:
         chosen = groups

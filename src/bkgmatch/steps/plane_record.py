@@ -10,11 +10,10 @@ from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
 from bkgmatch.apply import shift
 from bkgmatch.planes import Plane
-from bkgmatch.steps.cards import card, drop_cards, put_card
+from bkgmatch.steps.cards import card, drop_cards, drop_status, put_card, put_status
 
 __all__ = ["PlaneRecord", "joined_record", "lyot_box", "read_record", "skip_planes", "undo_plane", "write_record"]
 
-_STATUS = "S_LVLMAT"
 _NO_SKY = dq_flags["DO_NOT_USE"] | dq_flags["NON_SCIENCE"]
 _KEYWORDS = {
     "science": ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C"),
@@ -95,7 +94,7 @@ def lyot_box(shape: tuple[int, ...]) -> tuple[slice, slice]:
 
 def skip_planes(model: JwstDataModel) -> None:
     """Mark a model that could not be matched."""
-    _set_status(model, "SKIPPED")
+    put_status(model, "level_match", "SKIPPED")
 
 
 def read_record(model: JwstDataModel) -> PlaneRecord | None:
@@ -127,8 +126,7 @@ def undo_plane(model: JwstDataModel) -> bool:
     if record.subtracted:
         _add(model, record.image(model))
     _remove_record(model)
-    drop_cards(model, _STATUS)
-    model.meta.cal_step.level_match = None
+    drop_status(model, "level_match")
     return True
 
 
@@ -150,12 +148,7 @@ def write_record(model: JwstDataModel, record: PlaneRecord) -> None:
         _write_plane(model, record.lyot, "lyot", "Lyot level")
     put_card(model, "LVLM_SIG", record.sigma, "standard error of the level")
     put_card(model, "LVLM_SUB", record.subtracted, "is the level subtracted?")
-    _set_status(model, "COMPLETE")
-
-
-def _set_status(model: JwstDataModel, status: str) -> None:
-    put_card(model, _STATUS, status, "Level matching")
-    model.meta.cal_step.level_match = status
+    put_status(model, "level_match", "COMPLETE")
 
 
 def _remove_record(model: JwstDataModel) -> None:

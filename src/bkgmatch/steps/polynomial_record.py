@@ -9,12 +9,10 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import shift
 from bkgmatch.spectra import Polynomial
-from bkgmatch.steps.cards import drop_cards, put_card
+from bkgmatch.steps.cards import drop_status, put_status
 from bkgmatch.steps.ifu_models import channel_pixels, world
 
 __all__ = ["apply_background_2d", "check_background", "find_channel", "record_polynomials", "reset", "undo_polynomials"]
-
-_STATUS = "S_MRSMAT"
 
 
 def apply_background_2d(
@@ -128,8 +126,7 @@ def reset(model: JwstDataModel) -> None:
     model.meta.background.polynomial_info = []
     if model.meta.background.level is None:
         model.meta.background.subtracted = None
-    drop_cards(model, _STATUS)
-    model.meta.cal_step.mrs_imatch = None
+    drop_status(model, "mrs_imatch")
 
 
 def record_polynomials(
@@ -151,8 +148,7 @@ def record_polynomials(
     """
     reset(model)
     model.meta.background.polynomial_info = [_info(channel, p) for channel, p in polynomials.items()]
-    put_card(model, _STATUS, status, "MRS background matching")
-    model.meta.cal_step.mrs_imatch = status
+    put_status(model, "mrs_imatch", status)
     if status != "COMPLETE":
         return
     if subtract:

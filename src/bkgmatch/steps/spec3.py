@@ -7,9 +7,11 @@ from jwst.datamodels import ModelContainer
 
 from bkgmatch.steps import mrs_imatch
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.preceded import keep_names, preceded
+from bkgmatch.steps.sub_steps import keep_names, preceded, told_in_headers
 
 __all__ = ["Spec3Pipeline"]
+
+_STEPS = pipeline.Spec3Pipeline.step_defs
 
 
 class MRSIMatchStep(mrs_imatch.MRSIMatchStep):
@@ -25,13 +27,17 @@ class Spec3Pipeline(OptionalCrds, pipeline.Spec3Pipeline):
     """
     jwst's Spec3Pipeline with background matching of MIRI MRS before outlier_detection.
 
-    Included steps are: mrs_imatch (for exposures of MIRI MRS), assign_mtwcs, master_background, outlier_detection,
+    Included steps are: assign_mtwcs, master_background, mrs_imatch (for exposures of MIRI MRS), outlier_detection,
     adaptive_trace_model, pixel_replace, resample_spec, cube_build, extract_1d, photom, combine_1d, and spectral_leak.
     """
 
     class_alias = "calwebb_spec3"
 
-    step_defs: ClassVar[dict] = {"mrs_imatch": MRSIMatchStep, **pipeline.Spec3Pipeline.step_defs}
+    step_defs: ClassVar[dict] = {
+        **{name: _STEPS[name] for name in ("assign_mtwcs", "master_background")},
+        "mrs_imatch": MRSIMatchStep,
+        **_STEPS,
+    }
 
     def process(self, input_data: Any) -> None:
         """
@@ -43,7 +49,7 @@ class Spec3Pipeline(OptionalCrds, pipeline.Spec3Pipeline):
             Association, or what jwst's Spec3Pipeline takes.
         """
         keep_names(self.mrs_imatch)
-        with preceded(self.outlier_detection, self._match):
+        with preceded(self.outlier_detection, self._match), told_in_headers(self.cube_build):
             super().process(input_data)
 
     def _match(self, models: ModelContainer) -> ModelContainer:

@@ -1,0 +1,50 @@
+"""Sub-steps of a pipeline: what happens before and after them, and what they save."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from jwst.datamodels import ModelContainer
+from jwst.stpipe import Step
+from jwst.stpipe.utilities import invariant_filename
+from stdatamodels.jwst.datamodels import JwstDataModel
+
+from bkgmatch.steps.cards import show_status
+
+__all__ = ["keep_names", "preceded", "told_in_headers"]
+
+
+@contextmanager
+def preceded(step: Step, function: Callable[[Any], Any]) -> Iterator[None]:
+    """Within the context, ``step.run(models)`` runs on ``function(models)``."""
+    run = step.run
+    step.run = lambda models: run(function(models))
+    try:
+        yield
+    finally:
+        del step.run  # that of the class again
+
+
+@contextmanager
+def told_in_headers(step: Step) -> Iterator[None]:
+    """Within the context, headers of the mosaic or the cubes that the step makes tell which of our steps have run."""
+    process = step.process
+
+    def process_and_tell(*args: Any) -> Any:
+        result = process(*args)
+        for model in result if isinstance(result, ModelContainer) else [result]:
+            if isinstance(model, JwstDataModel):
+                show_status(model)
+        return result
+
+    step.process = process_and_tell
+    try:
+        yield
+    finally:
+        del step.process  # that of the class again
+
+
+def keep_names(step: Step) -> None:
+    """Let what a step of a pipeline saves not change the names of what follows, as jwst does with its own."""
+    step.save_model = invariant_filename(partial(type(step).save_model, step))
