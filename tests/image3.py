@@ -86,7 +86,7 @@ def pipeline_and_steps(run: str) -> tuple[type[pipeline.Image3Pipeline], dict]:
     """Return the class and the parameters of its steps that match."""
     if run == OURS:
         return Image3Pipeline, {"level_match": PLANES}
-    hooks = {"post_hooks": [LevelMatchStep(**PLANES)]} if run == HOOK else {}
+    hooks = {"post_hooks": [LevelMatchStep(**PLANES, do_local_subtraction=False)]} if run == HOOK else {}
     return pipeline.Image3Pipeline, {"skymatch": {"skip": run != JWST, **hooks}}
 
 

@@ -533,6 +533,13 @@ def image_of_mosaic(files):
     files[1] = files[1].rename(files[1].with_name("mosaic_i2d.fits"))
 
 
+def background_of_cubes(files):
+    """calwebb_spec3 ends in an error where a background is not a spectrum."""
+    for file in files:
+        rewrite(file, lambda hdus: hdus[0].header.set("EXP_TYPE", "MIR_MRS"))
+    rewrite(files[1], lambda hdus: hdus[0].header.set("BKGDTARG", True))
+
+
 def image_among_cubes(files):
     """MIRI takes images while the MRS is exposed."""
     rewrite(files[1], lambda hdus: hdus[0].header.set("EXP_TYPE", "MIR_IMAGE"))
@@ -556,6 +563,7 @@ def result_and_input(files):
         (other_filter, ["F356W", "F444W", "00002"]),
         (image_of_mosaic, ["mosaic_i2d.fits"]),
         (image_among_cubes, ["00002", "MIR_IMAGE"]),
+        (background_of_cubes, ["00002", "x1d"]),
         (result_and_input, ["_skymatch.fits"]),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -35,6 +36,9 @@ PLANES = {"fit_type_dithers": "level+slope", "fit_type_mosaic_tiles": "level+slo
 MOSAIC = "mosaic_i2d.fits"
 JWST_CLASS = "jwst.pipeline.calwebb_image3.Image3Pipeline"
 OUR_CLASS = "bkgmatch.Image3Pipeline"
+
+
+KEPT_SKY = {"do_local_subtraction": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -170,7 +174,7 @@ def test_saved_levels_are_those_of_the_step(asn, default, tmp_path):
     """Saving them does not change what follows, and what is saved is what LevelMatchStep makes."""
     ours = run(Image3Pipeline, asn, tmp_path / "ours", level_match={"save_results": True})
     assert_same({name: ours[name] for name in default}, default)
-    expected = LevelMatchStep.call(asn)
+    expected = LevelMatchStep.call(asn, **KEPT_SKY)
     for name, data in zip([f.name for f in inputs(asn)], of_models(expected, lambda m: m.data.copy()), strict=True):
         np.testing.assert_array_equal(fits.getdata(ours[name.replace("_cal", "_levelmatch")], "SCI"), data)
     listed = json.loads(ours["mosaic_levelmatch_asn.json"].read_text())["products"][0]["members"]
@@ -269,7 +273,7 @@ def test_all_options_of_our_steps(name):
     cls = {"image_for_image": ImageForImageStep, "level_match": LevelMatchStep, "skymatch": SkyMatchStep}[name]
     alone, inside = cls().get_pars(), Image3Pipeline().get_pars()["steps"][name]
     assert {key: value for key, value in inside.items() if value != alone[key]} == {
-        "image_for_image": {"skip": True}, "level_match": {}, "skymatch": {"skip": None},
+        "image_for_image": {"skip": True}, "level_match": KEPT_SKY, "skymatch": {"skip": None},
     }[name]  # fmt: skip
     assert set(inside) == set(alone)
 
@@ -328,7 +332,9 @@ def test_kinds_of_input(asn, kind):
 
     Image3Pipeline.call(KINDS[kind](asn), steps=MATCHING | {"skymatch": {"post_hooks": [Catch()]}})
     assert [status for status, _ in caught] == [BY_DEFAULT] * 2
-    for (_, data), expected in zip(caught, of_models(LevelMatchStep.call(asn), lambda m: m.data.copy()), strict=True):
+    for (_, data), expected in zip(
+        caught, of_models(LevelMatchStep.call(asn, **KEPT_SKY), lambda m: m.data.copy()), strict=True
+    ):
         np.testing.assert_array_equal(data, expected)
     assert digest(inputs(asn)) == before
 
@@ -407,8 +413,8 @@ def test_image_for_image_comes_first(dithers):
     made = {"skip": False, "maxiters": 1}
     library = matched(dithers, image_for_image=made, level_match={"recombine_lyot": True})
     assert of_models(library, statuses) == [("COMPLETE", "COMPLETE", "SKIPPED")] * 3
-    expected = LevelMatchStep.call(ImageForImageStep.call(dithers, maxiters=1), recombine_lyot=True)
-    without = LevelMatchStep.call(dithers, recombine_lyot=True)
+    expected = LevelMatchStep.call(ImageForImageStep.call(dithers, maxiters=1), recombine_lyot=True, **KEPT_SKY)
+    without = LevelMatchStep.call(dithers, recombine_lyot=True, **KEPT_SKY)
     for ours, theirs, other in zip(
         *(of_models(lib, lambda m: m.data.copy()) for lib in (library, expected, without)), strict=True
     ):
@@ -643,3 +649,25 @@ def test_a_missing_association_is_named(pipeline, monkeypatch):
     monkeypatch.delenv("STPIPE_DISABLE_CRDS_STEPPARS")
     with pytest.raises(FileNotFoundError, match=r"nothere_asn\.json"):
         pipeline.call("nothere_asn.json")
+
+
+def test_the_sky_of_the_reference_tile_is_kept(asn):
+    """As jwst keeps the lowest: extended emission is not subtracted."""
+    before, after = (of_models(library, lambda m: m.data.copy()) for library in (ModelLibrary(asn), matched(asn)))
+    moved = [np.nanmax(abs(new - old)) for new, old in zip(after, before, strict=True)]
+    assert min(moved) == 0
+    assert max(moved) > 0.1
+    zero = of_models(matched(asn, level_match={"do_local_subtraction": True}), lambda m: np.nanmedian(m.data))
+    assert max(abs(np.array(zero))) < 0.1 < min(np.nanmedian(data) for data in after)
+
+
+@pytest.mark.parametrize("given", ["files", "association"])
+def test_what_a_sub_step_saves_never_replaces_what_is_given(asn, given, tmp_path):
+    """Neither files that were listed nor members of the association; nothing runs then."""
+    here = Path(shutil.copytree(Path(asn).parent, tmp_path / "given"))
+    files = [str(file) for file in sorted(here.glob("*_cal.fits"))]
+    before = digest(sorted(here.iterdir()))
+    saving = {"level_match": {"save_results": True, "suffix": "cal"}}
+    with pytest.raises(ValueError, match="would overwrite the input"):
+        run(Image3Pipeline, files if given == "files" else str(here / Path(asn).name), here, **saving)
+    assert digest(sorted(here.iterdir())) == before

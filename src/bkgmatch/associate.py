@@ -98,7 +98,12 @@ def _check_alike(headers: Mapping[Path, fits.Header]) -> None:
 
 
 def _member(name: str, header: fits.Header) -> Member:
-    member = {"expname": name, "exptype": "background" if header.get("BKGDTARG") else "science"}
+    is_background = bool(header.get("BKGDTARG"))
+    if is_background and _is_cube(header) and header.get("S_EXTR1D") != "COMPLETE":
+        raise ValueError(
+            f"{name} is a dedicated background: calwebb_spec3 takes its *_x1d.fits; give that, or leave it out"
+        )
+    member = {"expname": name, "exptype": "background" if is_background else "science"}
     known = _NAME.match(Path(name).name)
     is_told = all(keyword in header for keyword in _OF_GROUP)
     return member if is_told or not known else member | {"group_id": known["group"]}

@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 from jwst import pipeline
 from jwst.datamodels import ModelLibrary
 
-from bkgmatch.steps import image_for_image, skymatch
+from bkgmatch.steps import image_for_image, level_match, skymatch
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.level_match import LevelMatchStep
-from bkgmatch.steps.sub_steps import keep_names, preceded, told_in_headers
+from bkgmatch.steps.sub_steps import check_saving, preceded, told_in_headers
 
 __all__ = ["Image3Pipeline"]
 
@@ -24,6 +23,14 @@ class ImageForImageStep(image_for_image.ImageForImageStep):
 
     spec = """
         skip = boolean(default=True) # it must be turned on
+    """
+
+
+class LevelMatchStep(level_match.LevelMatchStep):
+    """LevelMatchStep that leaves the background of the reference tile as it is, as jwst leaves the lowest sky."""
+
+    spec = """
+        do_local_subtraction = boolean(default=False) # make the background of the reference tile zero?
     """
 
 
@@ -68,8 +75,8 @@ class Image3Pipeline(OptionalCrds, pipeline.Image3Pipeline):
         input_data : str, Path, dict, list, ModelLibrary, ModelContainer or datamodel
             Association, or what jwst's Image3Pipeline takes.
         """
-        for step in (self.image_for_image, self.level_match):
-            keep_names(step)
+        for step in (self.image_for_image, self.level_match, self.skymatch):
+            check_saving(step, input_data)
             step.in_memory = step.in_memory and self.in_memory
         given = self.skymatch.skip
         self.skymatch.skip = self._is_skymatch_skipped()

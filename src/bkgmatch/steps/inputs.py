@@ -15,6 +15,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 __all__ = [
     "check_inputs",
     "check_outputs",
+    "input_files",
     "is_association",
     "number_of_cores",
     "open_inputs",
@@ -51,7 +52,7 @@ def check_inputs(init: Any) -> list[Path]:
     ValueError
         If a file is listed twice.
     """
-    files = _input_files(init)
+    files = input_files(init)
     if len(set(files)) < len(files):
         twice = sorted({str(f) for f in files if files.count(f) > 1})
         raise ValueError(f"listed more than once: {', '.join(twice)}; list each exposure once")
@@ -230,7 +231,7 @@ def _open_association(init: str | Path | dict, **settings: Any) -> ModelLibrary:
     try:
         return ModelLibrary(init, **settings)
     except Exception:
-        for file in _input_files(init):
+        for file in input_files(init):
             read_file(file, read_metadata)
         raise
 
@@ -269,7 +270,8 @@ def unreadable(file: str | Path, error: Exception) -> str:
     return f"{file} cannot be read ({error}); it is damaged or not a JWST image: replace it or leave it out"
 
 
-def _input_files(init: Any) -> list[Path]:
+def input_files(init: Any) -> list[Path]:
+    """Files that a step or pipeline is given: those listed, or the members of the association."""
     if isinstance(init, list | tuple):
         return [Path(member).resolve() for member in init if isinstance(member, str | Path)]
     if isinstance(init, dict):

@@ -11,8 +11,9 @@ from jwst.stpipe.utilities import invariant_filename
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.steps.cards import show_status
+from bkgmatch.steps.inputs import check_outputs, input_files
 
-__all__ = ["keep_names", "preceded", "told_in_headers"]
+__all__ = ["check_saving", "preceded", "told_in_headers"]
 
 
 @contextmanager
@@ -45,6 +46,24 @@ def told_in_headers(step: Step) -> Iterator[None]:
         del step.process  # that of the class again
 
 
-def keep_names(step: Step) -> None:
-    """Let what a step of a pipeline saves not change the names of what follows, as jwst does with its own."""
+def check_saving(step: Step, given: Any) -> None:
+    """
+    Look ahead to what a step of a pipeline saves.
+
+    It will not change the names of what follows, as jwst sees to with its own steps.
+
+    Parameters
+    ----------
+    step : Step
+        The step.
+    given : object
+        What the pipeline is given.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the step cannot save, or would replace a file that is given, as `check_outputs`.
+    """
     step.save_model = invariant_filename(partial(type(step).save_model, step))
+    if not step.skip:
+        check_outputs(step, input_files(given))
