@@ -119,7 +119,7 @@ def test_parameters_with_masks_can_be_saved(tmp_path):
 
 @pytest.mark.parametrize("inputs", [(), ([],)])
 def test_no_input_says_how_to_make_an_association(offline, inputs):
-    with pytest.raises(ValueError, match="asn_from_list"):
+    with pytest.raises(ValueError, match="bkgmatch asn"):
         SkyMatchStep().run(*inputs)
 
 

@@ -9,7 +9,7 @@ from jwst.datamodels import ModelLibrary
 
 from bkgmatch.steps import image_for_image, level_match, skymatch
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.sub_steps import check_saving, preceded, told_in_headers
+from bkgmatch.steps.sub_steps import preceded, prepare_saving, told_in_headers
 
 __all__ = ["Image3Pipeline"]
 
@@ -76,7 +76,7 @@ class Image3Pipeline(OptionalCrds, pipeline.Image3Pipeline):
             Association, or what jwst's Image3Pipeline takes.
         """
         for step in (self.image_for_image, self.level_match, self.skymatch):
-            check_saving(step, input_data)
+            prepare_saving(step, input_data)
             step.in_memory = step.in_memory and self.in_memory
         given = self.skymatch.skip
         self.skymatch.skip = self._is_skymatch_skipped()

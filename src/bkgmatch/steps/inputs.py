@@ -206,7 +206,7 @@ def open_library(init: Any, *, in_memory: bool, exptypes: list[str] | None = Non
     if not members:
         raise ValueError(
             "there are no exposures to match; give an association, for example from "
-            "'asn_from_list --product-name mosaic -o asn.json *_cal.fits'"
+            "'bkgmatch asn *_cal.fits --product mosaic'"
         )
     library = ModelLibrary([m if isinstance(m, JwstDataModel) else read_file(m, datamodels.open) for m in members])
     is_from_association = isinstance(init, ModelContainer) and init.asn_file_path

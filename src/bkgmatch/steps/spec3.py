@@ -7,7 +7,7 @@ from jwst.datamodels import ModelContainer
 
 from bkgmatch.steps import mrs_imatch
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.sub_steps import check_saving, preceded, told_in_headers
+from bkgmatch.steps.sub_steps import preceded, prepare_saving, told_in_headers
 
 __all__ = ["Spec3Pipeline"]
 
@@ -48,7 +48,7 @@ class Spec3Pipeline(OptionalCrds, pipeline.Spec3Pipeline):
         input_data : str, Path, dict, list, ModelContainer or datamodel
             Association, or what jwst's Spec3Pipeline takes.
         """
-        check_saving(self.mrs_imatch, input_data)
+        prepare_saving(self.mrs_imatch, input_data)
         with preceded(self.outlier_detection, self._match), told_in_headers(self.cube_build):
             super().process(input_data)
 

@@ -13,7 +13,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 from bkgmatch.steps.cards import show_status
 from bkgmatch.steps.inputs import check_outputs, input_files
 
-__all__ = ["check_saving", "preceded", "told_in_headers"]
+__all__ = ["preceded", "prepare_saving", "told_in_headers"]
 
 
 @contextmanager
@@ -46,11 +46,9 @@ def told_in_headers(step: Step) -> Iterator[None]:
         del step.process  # that of the class again
 
 
-def check_saving(step: Step, given: Any) -> None:
+def prepare_saving(step: Step, given: Any) -> None:
     """
-    Look ahead to what a step of a pipeline saves.
-
-    It will not change the names of what follows, as jwst sees to with its own steps.
+    See to it that what a step of a pipeline saves changes no names of what follows, and replaces nothing that is given.
 
     Parameters
     ----------
@@ -66,4 +64,4 @@ def check_saving(step: Step, given: Any) -> None:
     """
     step.save_model = invariant_filename(partial(type(step).save_model, step))
     if not step.skip:
-        check_outputs(step, input_files(given))
+        check_outputs(step, input_files(given), given)
