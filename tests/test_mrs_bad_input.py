@@ -370,7 +370,9 @@ def test_files_on_disk_of_another_kind(files, offline):
     has(refused(association(files), offline), SECOND)
 
 
-@pytest.mark.parametrize("step", [SkyMatchStep, LevelMatchStep, ImageForImageStep])
+@pytest.mark.parametrize(
+    "step", [LevelMatchStep, *(pytest.param(s, marks=pytest.mark.slow) for s in (SkyMatchStep, ImageForImageStep))]
+)
 def test_the_steps_of_images_name_the_step_of_mrs(step, models, offline):
     with pytest.raises(ValueError, match=r"mirifushort_cal\.fits is no image but MIR_MRS; .* use MRSIMatchStep"):
         step.call(twins(models))

@@ -108,6 +108,7 @@ def test_a_hook_with_parameters_does_what_the_step_does(pair, matched, hook):
         assert (model.meta.background.subtracted, model.meta.cal_step.mrs_imatch) == (True, "COMPLETE")
 
 
+@pytest.mark.slow
 def test_a_hook_without_subtract_only_records(pair):
     """A bare class does not even record: it keeps skip=True."""
     for hook, status, n in (("bkgmatch.MRSIMatchStep(skip=False)", "COMPLETE", 2), (MRSIMatchStep, "SKIPPED", 0)):
