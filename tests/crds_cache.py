@@ -53,11 +53,10 @@ def write_rules(path: Path, mapping: str, parkey: str, selector: str, **header: 
     """Write a file of CRDS rules, with its checksum."""
     known = {"mapping": mapping, "observatory": "JWST", "name": path.name, "derived_from": "none", **header}
     lines = [f"    {key!r} : {value!r},\n" for key, value in known.items()]
-    sign = hashlib.sha1()
     text = ["header = {\n", *lines, f"    'parkey' : {parkey},\n", "    'description' : 'test',\n"]
     rest = ["}\n", "\n", f"selector = {selector}\n"]
-    sign.update("".join([*text, *rest]).encode())
-    path.write_text("".join([*text, f"    'sha1sum' : '{sign.hexdigest()}',\n", *rest]))
+    checksum = hashlib.sha1("".join([*text, *rest]).encode()).hexdigest()
+    path.write_text("".join([*text, f"    'sha1sum' : '{checksum}',\n", *rest]))
 
 
 def parameter_references(steps: Iterable[type[Step]], folder: Path, **parameters: Any) -> dict[str, Path]:
