@@ -9,6 +9,7 @@ import asdf
 import numpy as np
 import pytest
 from builders import constant_files, simulated_model, tile_wcs, write
+from crds_cache import crds_cache
 from mrs import ROWS
 
 from bkgmatch.simulate import simulate_mosaic
@@ -39,6 +40,24 @@ def offline(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def empty_crds(offline, tmp_path, monkeypatch):
+    """The same, with a CRDS that knows nothing: some of jwst's steps ask for its context, all for their parameters."""
+    monkeypatch.setenv("CRDS_PATH", str(crds_cache(tmp_path / "crds")))
+    monkeypatch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
+
+
+@pytest.fixture(scope="module")
+def empty_crds_of_module(tmp_path_factory):
+    """A CRDS that knows nothing for all tests of a module; assignments to models are not checked, which takes time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CRDS_SERVER_URL", raising=False)
+        patch.setenv("CRDS_PATH", str(crds_cache(tmp_path_factory.mktemp("cache") / "crds")))
+        patch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
+        patch.setenv("VALIDATE_ON_ASSIGNMENT", "false")
+        yield
 
 
 @pytest.fixture(scope="session")

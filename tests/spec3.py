@@ -6,9 +6,11 @@ import numpy as np
 import shapely
 from jwst.datamodels import ModelContainer
 from jwst.pipeline import Spec3Pipeline
+from jwst.stpipe import Step
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import IFUCubeModel, IFUImageModel
 
+from bkgmatch import Spec3Pipeline as BkgSpec3Pipeline
 from bkgmatch.steps.ifu_models import channel_pixels
 
 OFF = (
@@ -40,6 +42,26 @@ def build_cube(association: Path, folder: Path, hooks=(), **cube_build) -> IFUCu
     steps = parameters(association.with_name("cubepar.fits"), hooks, **cube_build)
     Spec3Pipeline.call(str(association), steps=steps, output_dir=str(folder), save_results=True)
     return datamodels.open(folder / CUBE)
+
+
+class Catch(Step):
+    """A hook that keeps what it gets."""
+
+    spec = ""
+    caught = None
+
+    def process(self, models):
+        Catch.caught = models
+        return models
+
+
+def to_outlier_detection(models, cls=BkgSpec3Pipeline, hooks=(), **mrs_imatch):
+    """What comes to outlier_detection; it and what follows are off."""
+    steps = parameters("none", [*hooks, Catch])
+    steps["outlier_detection"]["skip"] = steps["cube_build"]["skip"] = True
+    Catch.caught = None
+    cls.call(models, steps=steps | ({"mrs_imatch": mrs_imatch} if mrs_imatch else {}))
+    return Catch.caught
 
 
 def spaxels_of(exposure: IFUImageModel, cube: IFUCubeModel, channel: str = "1") -> np.ndarray:

@@ -28,6 +28,8 @@ from bkgmatch.simulate_dithers import simulate_dithers
 from bkgmatch.steps.models import undo_files
 from bkgmatch.steps.simulated import write_exposures
 
+pytestmark = pytest.mark.usefixtures("empty_crds_of_module")
+
 OFFLINE = {name: {"skip": True} for name in ("tweakreg", "source_catalog")}
 MATCHING = OFFLINE | {name: {"skip": True} for name in ("outlier_detection", "resample")}
 STEPS = ("image_for_image", "level_match", "skymatch")
@@ -39,17 +41,6 @@ OUR_CLASS = "bkgmatch.Image3Pipeline"
 
 
 KEPT_SKY = {"do_local_subtraction": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_crds(tmp_path_factory):
-    """Some of jwst's steps ask for the context of CRDS, all for their parameters."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CRDS_SERVER_URL", raising=False)
-        patch.setenv("CRDS_PATH", str(crds_cache(tmp_path_factory.mktemp("cache") / "crds")))
-        patch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
-        patch.setenv("VALIDATE_ON_ASSIGNMENT", "false")  # checks take time; strun makes them
-        yield
 
 
 @pytest.fixture(autouse=True)

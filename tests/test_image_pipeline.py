@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import as_rate, association, digest, image_files, write
-from crds_cache import crds_cache
 from jwst.background import BackgroundStep
 from jwst.pipeline import Image2Pipeline
 from stdatamodels.jwst import datamodels
@@ -19,18 +18,13 @@ from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 from bkgmatch import ImageForImageStep
 from bkgmatch.simulate_dithers import simulate_dithers
 
+pytestmark = pytest.mark.usefixtures("empty_crds")
+
 OFF = ("assign_wcs", "flat_field", "photom", "resample")
 PATHS = pytest.mark.filterwarnings("ignore:Input association file contains path information")
 GRISM = {"override_bkg": "N/A", "override_wavelengthrange": "N/A"}  # references of bkg_subtract for grisms alone
 STEPS = {"bkg_subtract": GRISM} | {name: {"skip": True} for name in OFF}
 ONLY_THERE = np.s_[30:33, 40:44]
-
-
-@pytest.fixture(autouse=True)
-def _without_crds(offline, tmp_path, monkeypatch):
-    """bkg_subtract asks for the context of CRDS, all steps for their parameters."""
-    monkeypatch.setenv("CRDS_PATH", str(crds_cache(tmp_path / "crds")))
-    monkeypatch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from crds_cache import crds_cache
 from jwst import pipeline as jwst_pipeline
 from jwst.datamodels import ModelLibrary
 from stdatamodels.jwst import datamodels
@@ -20,6 +19,8 @@ from bkgmatch import Image3Pipeline, ImageForImageStep, LevelMatchStep, SkyMatch
 from bkgmatch.simulate import simulate_mosaic
 from bkgmatch.simulate_dithers import simulate_dithers
 from bkgmatch.steps.simulated import write_exposures
+
+pytestmark = pytest.mark.usefixtures("empty_crds_of_module")
 
 CENTER = (150.0, 2.2)
 NOISE = 0.02
@@ -33,17 +34,6 @@ SLOPE = {"fit_type_dithers": "level+slope", "fit_type_mosaic_tiles": "level+slop
 SKY_RECORDED, SKY_SUBTRACTED = (SkyMatchStep(subtract=subtract) for subtract in (False, True))
 LEVEL_RECORDED, LEVEL_SUBTRACTED = (LevelMatchStep(subtract=subtract) for subtract in (False, True))
 PLANES_RECORDED, PLANES_SUBTRACTED = (LevelMatchStep(subtract=subtract, **SLOPE) for subtract in (False, True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_crds(tmp_path_factory):
-    """Some of jwst's steps ask for the context of CRDS, all for their parameters; assignments are not checked."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CRDS_SERVER_URL", raising=False)
-        patch.setenv("CRDS_PATH", str(crds_cache(tmp_path_factory.mktemp("cache") / "crds")))
-        patch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
-        patch.setenv("VALIDATE_ON_ASSIGNMENT", "false")
-        yield
 
 
 def waves(ra, dec):

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from builders import association as two_of
-from crds_cache import crds_cache
 from jwst.datamodels import ModelContainer
 from jwst.pipeline import Spec3Pipeline
-from jwst.stpipe import Step
-from spec3 import CUBE, OFF, build_cube, coverage, parameters, rms_step
+from spec3 import CUBE, OFF, build_cube, coverage, rms_step, to_outlier_detection
 from stdatamodels.jwst import datamodels
 
 from bkgmatch import MRSIMatchStep
 from bkgmatch.steps.simulated_mrs import MRSScene, write_mrs_exposures
+
+pytestmark = pytest.mark.usefixtures("empty_crds")
 
 SMALL = MRSScene(rows=128)
 FINE = {"scalew": 0.0064}  # micron: one plane of the cube for each row of the detector
@@ -42,13 +42,6 @@ steps:
 """
 
 
-@pytest.fixture(autouse=True)
-def _without_crds(offline, tmp_path, monkeypatch):
-    """cube_build asks for the context of CRDS, all steps for their parameters."""
-    monkeypatch.setenv("CRDS_PATH", str(crds_cache(tmp_path / "crds")))
-    monkeypatch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
-
-
 def exposed(scene, folder):
     """Write exposures; return their association."""
     write_mrs_exposures(scene, folder, product="cube")
@@ -67,25 +60,6 @@ def pair(dither_files):
     return ModelContainer(str(two_of(dither_files[:2], name="pair.json")))
 
 
-class Catch(Step):
-    """A hook that keeps what it gets."""
-
-    spec = ""
-    caught = None
-
-    def process(self, models):
-        Catch.caught = models
-        return models
-
-
-def given_to_outlier_detection(models, hook):
-    """What comes out of a hook, in the pipeline; the rest of the pipeline is off."""
-    steps = parameters("none", [hook, Catch])
-    steps["outlier_detection"]["skip"] = steps["cube_build"]["skip"] = True
-    Spec3Pipeline.call(models, steps=steps)
-    return Catch.caught
-
-
 @pytest.fixture(scope="module")
 def matched(pair):
     return MRSIMatchStep.call(pair, subtract=True, bkg_degree=2)
@@ -99,7 +73,7 @@ def matched(pair):
     ],
 )
 def test_a_hook_with_parameters_does_what_the_step_does(pair, matched, hook):
-    result = given_to_outlier_detection(pair, hook)
+    result = to_outlier_detection(pair, Spec3Pipeline, [hook])
     assert result.asn_table == pair.asn_table
     for model, expected, before in zip(result, matched, pair, strict=True):
         np.testing.assert_array_equal(model.data, expected.data)
@@ -112,7 +86,7 @@ def test_a_hook_with_parameters_does_what_the_step_does(pair, matched, hook):
 def test_a_hook_without_subtract_only_records(pair):
     """A bare class does not even record: it keeps skip=True."""
     for hook, status, n in (("bkgmatch.MRSIMatchStep(skip=False)", "COMPLETE", 2), (MRSIMatchStep, "SKIPPED", 0)):
-        for model, before in zip(given_to_outlier_detection(pair, hook), pair, strict=True):
+        for model, before in zip(to_outlier_detection(pair, Spec3Pipeline, [hook]), pair, strict=True):
             np.testing.assert_array_equal(model.data, before.data)
             assert model.meta.cal_step.mrs_imatch == status
             assert len(model.meta.background.polynomial_info) == n

@@ -13,27 +13,20 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from builders import association as associate
-from crds_cache import crds_cache
 from jwst.datamodels import ModelContainer
 from jwst.pipeline import Spec3Pipeline as JwstSpec3Pipeline
-from jwst.stpipe import Step
 from mrs import twins
-from spec3 import CUBE, OFF, coverage, parameters, rms_step
+from spec3 import CUBE, OFF, Catch, coverage, parameters, rms_step, to_outlier_detection
 from stdatamodels.jwst import datamodels
 from test_mrs_pipeline import FINE, SMALL, exposed
 
 from bkgmatch import MRSIMatchStep, Spec3Pipeline
 from bkgmatch.steps.simulated_mrs import write_cubepar
 
+pytestmark = pytest.mark.usefixtures("empty_crds")
+
 COARSE = {"scalexy": 0.3, "scalew": 0.05}
 SLOW = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _without_crds(offline, tmp_path, monkeypatch):
-    """cube_build asks for the context of CRDS, all steps for their parameters."""
-    monkeypatch.setenv("CRDS_PATH", str(crds_cache(tmp_path / "crds")))
-    monkeypatch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +46,6 @@ def pair(dithers, association):
     models.asn_table = ModelContainer.read_asn(str(association))
     models.asn_table_name = association.name
     return models
-
-
-class Catch(Step):
-    """A hook that keeps what it gets."""
-
-    spec = ""
-    caught = None
-
-    def process(self, models):
-        Catch.caught = models
-        return models
-
-
-def to_outlier_detection(models, cls=Spec3Pipeline, hooks=(), **mrs_imatch):
-    """What comes to outlier_detection; it and what follows are off."""
-    steps = parameters("none", [*hooks, Catch])
-    steps["outlier_detection"]["skip"] = steps["cube_build"]["skip"] = True
-    Catch.caught = None
-    cls.call(models, steps=steps | ({"mrs_imatch": mrs_imatch} if mrs_imatch else {}))
-    return Catch.caught
 
 
 def run(cls, given, folder, hooks=(), mrs_imatch=None, **cube_build):

@@ -1,14 +1,13 @@
 """Associations of files, by what their headers say."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from astropy.io import fits
 
 from bkgmatch.associations import Member, association, relative_to
-from bkgmatch.images import check_distinct
+from bkgmatch.images import check_distinct, check_listed_once
 
 __all__ = ["associate"]
 
@@ -56,9 +55,7 @@ def associate(files: Sequence[Path], product: str, folder: Path) -> dict:
 
 
 def _check_names(files: Sequence[Path]) -> None:
-    twice = [str(file) for file, count in Counter(file.resolve() for file in files).items() if count > 1]
-    if twice:
-        raise ValueError(f"listed more than once: {', '.join(twice)}; list each exposure once")
+    check_listed_once([file.resolve() for file in files])
     check_distinct(files)
     exposures: dict[str, Path] = {}
     for file in files:

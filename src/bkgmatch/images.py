@@ -21,7 +21,16 @@ from bkgmatch.apply import shift
 from bkgmatch.exposures import Exposure, Pixels, icrs_of
 from bkgmatch.planes import Plane
 
-__all__ = ["FitsImage", "check_copies", "check_distinct", "is_jwst", "read_plane", "same_unit", "whole_file"]
+__all__ = [
+    "FitsImage",
+    "check_copies",
+    "check_distinct",
+    "check_listed_once",
+    "is_jwst",
+    "read_plane",
+    "same_unit",
+    "whole_file",
+]
 
 _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
 _CARDS = ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC")
@@ -165,6 +174,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_listed_once(files: Sequence[Path]) -> None:
+    """Raise ValueError if a file is listed twice."""
+    twice = sorted(str(file) for file, count in Counter(files).items() if count > 1)
+    if twice:
+        raise ValueError(f"listed more than once: {', '.join(twice)}; list each exposure once")
 
 
 def check_distinct(files: Sequence[Path]) -> None:

@@ -90,11 +90,11 @@ class Image3Pipeline(OptionalCrds, pipeline.Image3Pipeline):
         return self.level_match.run(self.image_for_image.run(models))
 
     def _is_skymatch_skipped(self) -> bool:
-        is_matched = self.level_match.subtract and not self.level_match.skip
-        if self.skymatch.skip is None and is_matched:
+        given, is_matched = self.skymatch.skip, self.level_match.subtract and not self.level_match.skip
+        if given is None and is_matched:
             log.info(
                 "skymatch is skipped, because level_match matches; steps.level_match.skip=true lets it run instead"
             )
-        if self.skymatch.skip is False and is_matched:
+        if given is False and is_matched:
             log.warning("skymatch runs after level_match: where nebulae fill the exposures, it may undo the match")
-        return is_matched if self.skymatch.skip is None else self.skymatch.skip
+        return is_matched if given is None else given

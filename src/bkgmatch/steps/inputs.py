@@ -12,6 +12,8 @@ from stcal.multiprocessing import compute_num_cores
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
+from bkgmatch.images import check_listed_once
+
 __all__ = [
     "check_inputs",
     "check_outputs",
@@ -53,9 +55,7 @@ def check_inputs(init: Any) -> list[Path]:
         If a file is listed twice.
     """
     files = input_files(init)
-    if len(set(files)) < len(files):
-        twice = sorted({str(f) for f in files if files.count(f) > 1})
-        raise ValueError(f"listed more than once: {', '.join(twice)}; list each exposure once")
+    check_listed_once(files)
     missing = [str(f) for f in files if not f.exists()]
     if missing:
         raise FileNotFoundError(f"{len(missing)} of {len(files)} inputs do not exist: {', '.join(missing[:5])}")
