@@ -1,7 +1,6 @@
 """Real JWST files for the tests of the steps: image models with a gwcs, associations, an empty CRDS cache."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from gwcs import coordinate_frames as cf
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import ImageModel
 
+from bkgmatch import associations
 from bkgmatch.detectors import Detector, detector_wcs
 from bkgmatch.simulate import SimulatedExposure, pointings
 from bkgmatch.simulate_dithers import DitheredExposures
@@ -171,17 +171,8 @@ def association(files: Sequence[Path], *, name: str = "asn.json", exptypes: Sequ
     """Write a level 3 association of files beside the first of them."""
     kinds = exptypes or ["science"] * len(files)
     members = [{"expname": Path(file).name, "exptype": kind} for file, kind in zip(files, kinds, strict=True)]
-    asn = {
-        "asn_type": "None",
-        "asn_rule": "DMS_Level3_Base",
-        "asn_id": "a3001",
-        "asn_pool": "none",
-        "program": "09001",
-        "target": "none",
-        "products": [{"name": "mosaic", "members": members}],
-    }
     path = Path(files[0]).with_name(name)
-    path.write_text(json.dumps(asn))
+    associations.write_association(associations.association("mosaic", members, kind="None", program="09001"), path)
     return path
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from image3 import without_background
 from jwst import pipeline as jwst_pipeline
 from jwst.datamodels import ModelLibrary
 from stdatamodels.jwst import datamodels
@@ -41,20 +42,13 @@ def waves(ra, dec):
     return 0.1 * (1 + np.sin(2 * np.pi * (ra - CENTER[0]) / 0.05) * np.cos(2 * np.pi * (dec - CENTER[1]) / 0.05))
 
 
-def free(exposure):
-    """The same exposure without its background; noise and hits are the same."""
-    y, x = np.indices(exposure.data.shape)
-    background = exposure.background(*exposure.wcs(x, y, with_bounding_box=False))
-    return replace(exposure, data=(exposure.data - background).astype(np.float32))
-
-
 class Mosaic:
     """Exposures with and without backgrounds, and what jwst makes of those without."""
 
     def __init__(self, exposures, folder, without=None):
         self.exposures, self.folder = exposures, folder
         self.asn = str(write_exposures(exposures, folder / "with"))
-        control = str(write_exposures(without or [free(e) for e in exposures], folder / "without"))
+        control = str(write_exposures(without or [without_background(e) for e in exposures], folder / "without"))
         self.truth, self.flagged = self.make(ModelLibrary(control), "truth")
         self.labels = regions(folder / "truth")
 
