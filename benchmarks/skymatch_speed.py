@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 from _common import our_exposures, report, rival_levels, timed  # first: it sets the number of BLAS threads
 
+from bkgmatch.execution import threads
 from bkgmatch.match import match_skies
 from bkgmatch.simulate import simulate_mosaic
 
@@ -30,7 +31,8 @@ def compare(name: str, *, cores: int, runs: int, against: str | None, **mosaic: 
     exposures = our_exposures(simulated)
     ours, rival = [], []
     for _ in range(runs):
-        seconds, match = timed(lambda: match_skies(exposures, cores=cores))
+        with threads(cores) as work:
+            seconds, match = timed(partial(match_skies, exposures, work=work))
         ours.append(seconds)
         if against:
             seconds, levels = timed(lambda: rival_levels(simulated))

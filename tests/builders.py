@@ -1,6 +1,7 @@
 """Real JWST files for the tests of the steps: image models with a gwcs, associations, an empty CRDS cache."""
 
 import hashlib
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from bkgmatch import associations
 from bkgmatch.detectors import Detector, detector_wcs
 from bkgmatch.simulate import SimulatedExposure, pointings
 from bkgmatch.simulate_dithers import DitheredExposures
+from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.simulated import as_model
 
 CENTER = (53.16, -27.79)
@@ -226,5 +228,13 @@ def has(message, *parts):
 
 
 def left_behind(*folders):
-    """Files, hidden ones too, in folders."""
-    return [str(path) for folder in folders if folder.exists() for path in folder.rglob("*")]
+    """Files, hidden ones too, in folders; but for the measurements of an interrupted run, which are to stay."""
+    found = (path for folder in folders if folder.exists() for path in folder.rglob("*"))
+    return [str(path) for path in found if ".resume" not in str(path)]
+
+
+def described(cls):
+    """Name and description of each parameter in the spec of a step, with those that all of ours have."""
+    specs = "\n".join(inspect.cleandoc(c.spec) for c in (cls, BackgroundStep) if issubclass(cls, c))
+    lines = (line.partition("=") for line in specs.splitlines() if "=" in line.partition("#")[0])
+    return {name.strip(): text.partition(" #")[0].strip() for name, _, text in lines}

@@ -25,6 +25,7 @@ from stpipe import entry_points, utilities
 from bkgmatch import Image3Pipeline, ImageForImageStep, LevelMatchStep, SkyMatchStep, Spec3Pipeline
 from bkgmatch.simulate import simulate_mosaic
 from bkgmatch.simulate_dithers import simulate_dithers
+from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.models import undo_files
 from bkgmatch.steps.simulated import write_exposures
 
@@ -381,7 +382,7 @@ def test_a_failure_leaves_the_object_as_it_was(asn):
         with pytest.raises(ValueError, match="nobody"):
             pipeline.run(ModelLibrary(asn))
         assert pipeline.skymatch.skip is skip
-        assert pipeline.skymatch.run.__func__ is Step.run
+        assert pipeline.skymatch.run.__func__ is BackgroundStep.run
     pipeline.skymatch.skip = None
     pipeline.level_match.reference = "auto"
     library = ModelLibrary(asn)

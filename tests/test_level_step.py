@@ -1,6 +1,5 @@
 """LevelMatchStep on real files: levels and planes, tiles and parts, inputs, outputs, records."""
 
-import inspect
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from astropy.table import Table
 from builders import (
     SIDE,
     association,
+    described,
     digest,
     exposure_name,
     image_model,
@@ -1084,12 +1084,6 @@ def test_saved_names(strip_files, tmp_path, offline):
 # -------------------------------------------------------------------------------------------------- parameters
 
 
-def described(cls):
-    """Name and description of each parameter in the spec of a class."""
-    lines = (line.partition("=") for line in inspect.cleandoc(cls.spec).splitlines() if "=" in line.partition("#")[0])
-    return {name.strip(): text.partition(" #")[0].strip() for name, _, text in lines}
-
-
 def test_spec_and_options_have_the_same_defaults():
     step = LevelMatchStep()
     for field in fields(LevelMatchOptions):
@@ -1108,7 +1102,7 @@ def test_spec_and_options_have_the_same_choices():
 def test_every_option_has_a_parameter_and_the_others_are_known():
     others = {
         "recombine_lyot", "combine_nircam_short", "fixed", "dqbits", "subtract", "save_table", "save_plots", "suffix",
-        "output_use_model", "in_memory", "maximum_cores",
+        "output_use_model", "in_memory", "temp_dir", "maximum_cores", "dask_scheduler",
     }  # fmt: skip
     assert set(described(LevelMatchStep)) == others | {field.name for field in fields(LevelMatchOptions)}
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from common import EMPTY, IMAGES, PLACES, SHAPE, TWINS, exposure, noise, tan
 
+from bkgmatch.execution import threads
 from bkgmatch.exposures import LYOT, Exposure
 from bkgmatch.levels import match_levels
 from bkgmatch.options import LevelMatchOptions
@@ -245,7 +246,8 @@ def test_order_of_exposures_does_not_matter(choice):
     one = match_levels(exposures, options(**choice))
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(exposures))
-        two = match_levels([exposures[k] for k in order], options(**choice), cores=1 + seed)
+        with threads(1 + seed) as work:
+            two = match_levels([exposures[k] for k in order], options(**choice), work=work)
         assert two.names == tuple(one.names[k] for k in order)
         assert two.status == tuple(one.status[k] for k in order)
         for name in ("level", "slope", "sigma", "covariance", "centre", "loose"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from common import EMPTY, IMAGES, PLACES, SHAPE, TWINS, exposure, noise, tan
 
+from bkgmatch.execution import threads
 from bkgmatch.exposures import Exposure
 from bkgmatch.match import match_skies
 from bkgmatch.options import SkyMatchOptions
@@ -156,7 +157,9 @@ def test_order_of_exposures_does_not_matter(method):
 
 @pytest.mark.parametrize("weights", ["variance", "npix", "robust"])
 def test_threads_change_nothing(weights):
-    one, two = (match_skies(mosaic(), options(weights=weights), cores=cores) for cores in (1, 3))
+    one = match_skies(mosaic(), options(weights=weights))
+    with threads(3) as work:
+        two = match_skies(mosaic(), options(weights=weights), work=work)
     np.testing.assert_allclose(two.level, one.level, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(two.sigma, one.sigma, rtol=1e-10)
 

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from bkgmatch.cells import resampled
 from bkgmatch.detectors import Detector, detector_wcs
+from bkgmatch.execution import threads
 from bkgmatch.footprints import footprint, unit_vectors
 from bkgmatch.grids import common_grid
 from bkgmatch.mosaics import Canvas, Mosaic, read_mosaic
@@ -239,7 +240,9 @@ def test_two_threads_and_tiles_change_nothing():
     wcss = [to_sky(tan(150, 20, shape=shape, shift=(11 * k, -9 * k))) for k in range(3)]
     images = np.random.default_rng(1).normal(10, 1, (3, *shape)).astype(np.float32)
     canvas = Canvas.of(wcss, shape)[0]
-    one, two = (canvas.mosaic(lambda i: images[i], 1.0, cores=cores) for cores in (1, 2))
+    one = canvas.mosaic(images, 1.0)
+    with threads(2) as work:
+        two = canvas.mosaic(images, 1.0, work=work)
     assert max(canvas.shape) > 512
     np.testing.assert_array_equal(one.image, two.image)
     np.testing.assert_array_equal(one.count, two.count)

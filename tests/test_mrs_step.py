@@ -1,7 +1,6 @@
 """MRSIMatchStep on real files: inputs, polynomials, records, groups of channels and bands, tables."""
 
 import gc
-import inspect
 import os
 import re
 import subprocess
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from builders import association, digest, write
+from builders import association, described, digest, write
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
 from mrs import (
@@ -795,12 +794,6 @@ def test_terms_that_overlaps_do_not_determine_are_named(dithers, caplog):
 # -------------------------------------------------------------------------------------------------- parameters
 
 
-def described(cls):
-    """Name and description of each parameter in the spec of a class."""
-    lines = (line.partition("=") for line in inspect.cleandoc(cls.spec).splitlines() if "=" in line.partition("#")[0])
-    return {name.strip(): text.partition(" #")[0].strip() for name, _, text in lines}
-
-
 def test_spec_and_options_have_the_same_defaults():
     step = MRSIMatchStep()
     for field in fields(MRSIMatchOptions):
@@ -819,7 +812,7 @@ def test_spec_and_options_have_the_same_choices():
 def test_every_option_has_a_parameter_and_the_others_are_known():
     others = {
         "channel", "band", "cells", "dqbits", "override_cubepar", "subtract", "skip", "save_table", "suffix",
-        "output_use_model", "in_memory", "maximum_cores",
+        "output_use_model", "in_memory", "temp_dir", "maximum_cores", "dask_scheduler",
     }  # fmt: skip
     assert set(described(MRSIMatchStep)) == others | {field.name for field in fields(MRSIMatchOptions)}
 

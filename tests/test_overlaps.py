@@ -1,5 +1,7 @@
 """Which pixels lie on which neighbours, against brute force over pixel centres."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import shapely
@@ -16,6 +18,7 @@ from common import (
     to_sky,
 )
 
+from bkgmatch.exposures import Exposure
 from bkgmatch.footprints import footprint, good_region
 from bkgmatch.overlaps import overlap_map
 
@@ -23,7 +26,14 @@ TOLERANCE = 0.05  # pixels
 
 
 def outlines(frames, masks, overlap="good"):
-    return [footprint(good, to_sky(wcs), overlap=overlap) for wcs, good in zip(frames, masks, strict=True)]
+    found = [footprint(good, to_sky(wcs), overlap=overlap) for wcs, good in zip(frames, masks, strict=True)]
+    if overlap != "exact":
+        return found
+    exposures = [
+        Exposure.from_arrays("any", np.zeros(good.shape), to_sky(wcs), good=good)
+        for wcs, good in zip(frames, masks, strict=True)
+    ]
+    return [replace(outline, exposure=exposure) for outline, exposure in zip(found, exposures, strict=True)]
 
 
 def random_frames(rng, n, place, *, reach=40.0):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from bkgmatch import dissection, passes
 from bkgmatch.cells import BLOCK, CutOut
 from bkgmatch.differences import (
     PATCH,
@@ -77,7 +78,7 @@ def start_of(n, p, coefficients=None):
 def measured(cutouts, p, containers, start=None, units=None):
     start = start or start_of(len(cutouts), p)
     units = np.arange(len(cutouts)) if units is None else units
-    parts = [sum_patch(*patch, cutouts, start, units, containers) for patch in patches(cutouts).items()]
+    parts = [sum_patch(*patch, cutouts, start, units, containers) for patch in patches(cutouts)]
     return join_sums(parts, p)
 
 
@@ -147,7 +148,7 @@ def test_sums_of_pairs_against_a_loop_over_cells(p, containers, start):
 
 def test_patches_hold_all_that_overlaps():
     cutouts = small_mosaic(np.random.default_rng(1), np.zeros((5, 3)))
-    found = patches(cutouts)
+    found = dict(patches(cutouts))
     cells = everything(cutouts)
     for place in set().union(*cells):
         seen = {i for i, here in enumerate(cells) if place in here}
@@ -767,3 +768,70 @@ def test_a_cosmic_ray_is_not_structure_of_the_sky():
     expected = np.ones((3, len(x)))
     expected[0, (x == 60) & (y == 60)] = 0
     np.testing.assert_array_equal(weight, expected)
+
+
+# Errors, one right-hand side for each exposure
+
+
+def slow_covariance(n, p, solved, component, fixed, counted):
+    """Errors backwards through the passes: exact, but quadratic in the number of exposures."""
+    anchored = np.isin(component, component[fixed])
+    counted = np.ones(n, dtype=bool) if counted is None else counted
+    counted = counted | ~np.isin(component, component[counted])
+    same = (component[:, None] == component) & counted[:, None] & ~anchored
+    means = same / np.maximum(same.sum(axis=0), 1)
+    columns = np.eye(n * p) - np.kron(means, np.eye(p))
+    total = np.zeros((n, p, n, p))
+    for one in reversed(solved):
+        response = one.system.respond(one.units.T @ columns)
+        total += (response.T @ one.spread @ response).reshape(n, p, n, p)
+        columns = columns - one.normal @ (one.units @ response)
+    covariance = np.einsum("iaib->iab", total)
+    return np.where((component >= 0)[:, None, None], covariance, np.nan)
+
+
+def random_sums(rng, containers, p, n_pairs):
+    """Pairs of exposures near each other in number, each in the first pass whose sets hold both."""
+    n = len(containers[0])
+    first = rng.integers(0, n - 1, n_pairs)
+    second = np.minimum(first + 1 + rng.integers(0, 4, n_pairs), n - 1)
+    first, second = np.unique(np.stack([first, second])[:, first < second], axis=1)
+    level = np.sum([c[first] != c[second] for c in containers], axis=0)
+    kept = level < len(containers)
+    first, second, level = first[kept], second[kept], level[kept]
+    terms = np.concatenate([np.ones((len(first), 9, 1)), rng.normal(size=(len(first), 9, 2))], axis=2)[:, :, :p]
+    normal = 50 * np.einsum("kma,kmb->kab", terms, terms)
+    rhs = np.einsum("kab,kb->ka", normal, rng.normal(0, 0.1, (len(first), p)))
+    order = np.lexsort((second, first, level))
+    sums = PairSums(level, first, second, normal, rhs, np.ones(len(first)), normal[:, 0, 0])
+    return sums.take(order)
+
+
+@pytest.mark.parametrize("slopes", [(0,), (1,), (0, 0), (1, 1), (1, 0), (0, 1), (0, 0, 0), (1, 1, 1), (1, 0, 1)])
+@pytest.mark.parametrize("kind", ["free", "fixed", "held", "counted", "units"])
+def test_errors_against_a_right_hand_side_for_each_exposure(slopes, kind, monkeypatch):
+    """Through passes over neighbours in pairs, in tens and all; some exposures have no pairs, some move as one."""
+    rng = np.random.default_rng(21)
+    n, p = 60, 3 if any(slopes) else 1
+    number = np.arange(n)
+    sets = [number // 4, number // 15, number // 45][-len(slopes) :]
+    chosen = rng.random(n) < 0.1
+    nothing = np.zeros(n, dtype=bool)
+    fixed = chosen if kind == "fixed" else nothing
+    held = chosen if kind == "held" else nothing
+    units = number // 2 if kind == "units" else number
+    every = [Pass(str(k), bool(s), c, held) for k, (s, c) in enumerate(zip(slopes, sets, strict=True))]
+    sums = random_sums(rng, sets, p, 90)
+    apart = units[sums.first] != units[sums.second]
+    sums = sums.take(np.flatnonzero(apart))
+    counted = ~chosen if kind == "counted" else None
+
+    def solution():
+        return solve_passes(units, sums, every, fixed, np.full(n, 0.2), np.ones(len(sums.first)), counted)
+
+    monkeypatch.setattr(dissection, "LEAF", 20)
+    found = solution().covariance
+    monkeypatch.setattr(passes, "_covariance", slow_covariance)
+    expected = solution().covariance
+    assert np.isfinite(expected).any()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8 * np.nanmax(expected))

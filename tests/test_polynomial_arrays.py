@@ -11,6 +11,7 @@ from wiimatch.match import match_lsq
 
 import bkgmatch.polynomial_arrays
 import bkgmatch.polynomial_sums
+from bkgmatch.execution import threads
 from bkgmatch.polynomial_arrays import match_polynomials
 
 WELL_CONDITIONED = 1e9
@@ -619,11 +620,13 @@ def test_a_level_far_above_the_differences():
 def test_threads_and_steps_change_nothing(weights, monkeypatch):
     given = scene(33, 4)
     expected = match_polynomials(*given, 2, weights=weights)
-    np.testing.assert_array_equal(match_polynomials(*given, 2, weights=weights, cores=2), expected)
+    with threads(2) as work:
+        np.testing.assert_array_equal(match_polynomials(*given, 2, weights=weights, work=work), expected)
     monkeypatch.setattr(bkgmatch.polynomial_arrays, "_AT_ONCE", 400)
     monkeypatch.setattr(bkgmatch.polynomial_sums, "_AT_ONCE", 1)
-    for cores in (1, 2):
-        found = match_polynomials(*given, 2, weights=weights, cores=cores)
+    for number in (1, 2):
+        with threads(number) as work:
+            found = match_polynomials(*given, 2, weights=weights, work=work)
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
 
 

@@ -23,6 +23,7 @@ from ifu import (
 from numpy.polynomial.polynomial import polyval3d, polyvander3d
 
 from bkgmatch import spectral_fit
+from bkgmatch.execution import threads
 from bkgmatch.exposures import SpectralExposure, SpectralPixels
 from bkgmatch.options import MRSIMatchOptions
 from bkgmatch.spectra import Polynomial, match_spectra, match_voxels
@@ -214,7 +215,8 @@ def test_first_of_a_pair_is_before_second(scene):
 
 def test_two_cores_give_the_same_numbers(scene):
     places, _, values, found = scene
-    other = match_spectra(exposures(places, values), OPTIONS, cores=2)
+    with threads(2) as work:
+        other = match_spectra(exposures(places, values), OPTIONS, work=work)
     np.testing.assert_array_equal(other.coefficients, found.coefficients)
     np.testing.assert_array_equal(other.errors, found.errors)
 

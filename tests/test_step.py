@@ -1,6 +1,5 @@
 """SkyMatchStep on real files: levels, inputs, outputs, records."""
 
-import inspect
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from builders import (
     SIDE,
     association,
     constant_files,
+    described,
     digest,
     exposure_name,
     image_model,
@@ -722,12 +722,6 @@ def test_region_masks_against_geometry_on_the_sphere(center, shape):
 # -------------------------------------------------------------------------------------------------- parameters
 
 
-def described(cls):
-    """Name and description of each parameter in the spec of a class."""
-    lines = (line.partition("=") for line in inspect.cleandoc(cls.spec).splitlines() if "=" in line.partition("#")[0])
-    return {name.strip(): text.partition(" #")[0].strip() for name, _, text in lines}
-
-
 def choices(text):
     return set(re.findall(r"'([^']*)'", text.partition("default")[0]))
 
@@ -751,7 +745,7 @@ def test_spec_and_options_have_the_same_choices():
 def test_every_option_has_a_parameter_and_the_others_are_known():
     others = {
         "skylist", "apply_table", "subtract", "dqbits", "masks", "regions", "propagate_errors", "save_table", "suffix",
-        "output_use_model", "in_memory", "maximum_cores",
+        "output_use_model", "in_memory", "temp_dir", "maximum_cores", "dask_scheduler",
     }  # fmt: skip
     assert set(described(SkyMatchStep)) == others | {field.name for field in fields(SkyMatchOptions)}
 

@@ -11,6 +11,7 @@ from bkgmatch.grids import Grid
 from bkgmatch.options import ReprojectFunc
 from bkgmatch.pixel_maps import PixelMap, pixel_map, pixel_side
 from bkgmatch.reprojected import reprojected
+from bkgmatch.stored import StoredArray
 
 __all__ = ["BLOCK", "CutOut", "place", "plane_in_cells", "resampled"]
 
@@ -31,7 +32,7 @@ class CutOut:
     ----------
     x, y : int
         Grid coordinates of the first cell, multiples of `BLOCK`.
-    value : ndarray of float32, shape (ny, nx)
+    value : ndarray or StoredArray of float32, shape (ny, nx)
         Surface brightness; NaN where the exposure has no good pixel. ny and nx are multiples of `BLOCK`.
     variance : ndarray, shape (ny / BLOCK, nx / BLOCK)
         Variance per cell, as if cells did not share pixels: that of a pixel times the ratio of their areas. With it
@@ -44,16 +45,19 @@ class CutOut:
         Half of the exposure's longer side, in cells.
     extent : ndarray, shape (2,)
         Extent of the cells with values along x and y.
+    digest : str
+        Hash of what it was made of; empty if it is not known.
     """
 
     x: int
     y: int
-    value: np.ndarray
+    value: np.ndarray | StoredArray
     variance: np.ndarray
     smoothing: float
     centre: np.ndarray
     half: float
     extent: np.ndarray
+    digest: str = ""
 
     def function(self, coefficients: np.ndarray, unit: float) -> np.ndarray | np.float32:
         """

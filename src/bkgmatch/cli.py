@@ -110,20 +110,22 @@ def _add_options(parser: argparse.ArgumentParser, defaults: LevelMatchOptions) -
 
 
 def _level(options: argparse.Namespace) -> int:
+    from bkgmatch.execution import threads
     from bkgmatch.image_files import match_files
     from bkgmatch.level_story import story
 
     given = {name: getattr(options, name) for name in LevelMatchOptions.__dataclass_fields__ if name not in _OF_TILES}
     settings = LevelMatchOptions(**given, passes="joint", fit_type_dithers=options.fit_type)
-    match = match_files(
-        options.files,
-        options.out,
-        settings,
-        fixed=options.fixed,
-        table=options.save_table,
-        plots=options.save_plots,
-        cores=options.maximum_cores,
-    )
+    with threads(options.maximum_cores) as work:
+        match = match_files(
+            options.files,
+            options.out,
+            settings,
+            fixed=options.fixed,
+            table=options.save_table,
+            plots=options.save_plots,
+            work=work,
+        )
     for is_warning, line in story(match, "", "subtracted"):
         print(f"bkgmatch level: {line}" if is_warning else line, file=sys.stderr if is_warning else sys.stdout)
     print(f"Copies are in {options.out}")

@@ -6,17 +6,30 @@ Where several exposures see a cell, its sky is one unknown. Eliminating it gives
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import ndimage
 
 from bkgmatch.cells import BLOCK, CutOut, plane_in_cells
-from bkgmatch.execution import run
+from bkgmatch.execution import HERE, Work
 from bkgmatch.pairs import added_up, pair_equations
 from bkgmatch.solve import NormalSystem, robust_trust
 
-__all__ = ["PATCH", "PairFits", "PairSums", "Start", "fit_pair", "fit_pairs", "patches", "start_solution", "sum_patch"]
+__all__ = [
+    "PATCH",
+    "PairFits",
+    "PairSums",
+    "Start",
+    "fit_pair",
+    "fit_pairs",
+    "patches",
+    "start_solution",
+    "sum_patch",
+    "sum_patches",
+]
 
 PATCH = 4 * BLOCK
 """Side of a patch of sky, in cells."""
@@ -35,6 +48,9 @@ _PHASES = 0.94  # (1.4826 MAD)^2 / variance, where the variance of interpolated 
 _CLIP = 4.0
 _INTERPOLATION = 0.1  # rms error of bilinear interpolation, as a fraction of the second difference
 _SIGNIFICANT = 9.0
+_PAIRS, _PATCHES = 32, 16  # of a task
+
+Item = TypeVar("Item")
 
 
 class PairFits(NamedTuple):
@@ -146,7 +162,7 @@ class PairSums(NamedTuple):
 
 
 def fit_pairs(
-    cutouts: Sequence[CutOut], pairs: Sequence[tuple[int, int]], p: int, unit: float, *, cores: int = 1
+    cutouts: Sequence[CutOut], pairs: Sequence[tuple[int, int]], p: int, unit: float, *, work: Work = HERE
 ) -> PairFits:
     """
     Fit the difference of each pair, on a sample of its cells.
@@ -161,21 +177,31 @@ def fit_pairs(
         1 for constants, 3 for planes.
     unit : float
         Unit of length of the planes, in cells.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
     PairFits
         Pairs without common cells are left out.
     """
-    fits = run(lambda pair: fit_pair(cutouts[pair[0]], cutouts[pair[1]], p, unit), pairs, cores=cores)
+    batches = _batches(pairs, _PAIRS)
+    items = [[(cutouts[i], cutouts[j]) for i, j in batch] for batch in batches]
+    fits = chain.from_iterable(work.run(partial(_fit_batch, p=p, unit=unit), items, what="Pairs, in batches"))
     found = [(pair, fit) for pair, fit in zip(pairs, fits, strict=True) if fit]
     first, second = np.array([pair for pair, _ in found], dtype=int).reshape(-1, 2).T
     columns = list(zip(*(fit for _, fit in found), strict=True)) or [()] * 7
     shapes = [(-1, p), (-1, p, p), (-1,), (-1, 2), (-1,), (-1, 2), (-1,)]
     arrays = [np.array(column, dtype=float).reshape(shape) for column, shape in zip(columns, shapes, strict=True)]
     return PairFits(first, second, *arrays)
+
+
+def _fit_batch(pairs: Sequence[tuple[CutOut, CutOut]], p: int, unit: float) -> list[tuple | None]:
+    return [fit_pair(one, two, p, unit) for one, two in pairs]
+
+
+def _batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def fit_pair(one: CutOut, two: CutOut, p: int, unit: float) -> tuple | None:
@@ -364,15 +390,84 @@ def _times(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- patches of sky
 
 
-def patches(cutouts: Sequence[CutOut]) -> dict[tuple[int, int], list[int]]:
-    """Exposures of each patch of sky, by the patch's row and column: only patches that several may see."""
+def patches(cutouts: Sequence[CutOut]) -> list[tuple[tuple[int, int], list[int]]]:
+    """Row and column of each patch of sky, and its exposures: only patches that several may see."""
     members: dict[tuple[int, int], list[int]] = {}
     for number, c in enumerate(cutouts):
         ny, nx = c.value.shape
         for row in range(c.y // PATCH, -(-(c.y + ny) // PATCH)):
             for column in range(c.x // PATCH, -(-(c.x + nx) // PATCH)):
                 members.setdefault((row, column), []).append(number)
-    return {where: numbers for where, numbers in sorted(members.items()) if len(numbers) > 1}
+    return [(where, numbers) for where, numbers in sorted(members.items()) if len(numbers) > 1]
+
+
+def sum_patches(
+    cutouts: Sequence[CutOut],
+    start: Start,
+    units: np.ndarray,
+    containers: Sequence[np.ndarray],
+    *,
+    work: Work = HERE,
+) -> PairSums:
+    """
+    Sum the equations of all pairs over all patches of sky.
+
+    Parameters
+    ----------
+    cutouts : sequence of CutOut
+        All exposures.
+    start : Start
+        Approximate solution; cells that do not fit it are left out.
+    units : ndarray of int, shape (n,)
+        Exposures that move as one from the beginning.
+    containers : sequence of ndarray of int, shape (n,)
+        For each pass, the set within which exposures are matched; each pass has larger sets than the one before.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
+
+    Returns
+    -------
+    PairSums
+        See `sum_patch`.
+    """
+    items = [_patch_batch(batch, cutouts, start, units, containers) for batch in _batches(patches(cutouts), _PATCHES)]
+    p = start.coefficients.shape[1]
+    return join_sums(work.run(_sum_batch, items, what="Differences, in batches"), p)
+
+
+class _PatchBatch(NamedTuple):
+    """Patches, and those exposures that they need: numbers are places in ``members``."""
+
+    members: np.ndarray
+    patches: list[tuple[tuple[int, int], list[int]]]
+    cutouts: list[CutOut]
+    start: Start
+    units: np.ndarray
+    containers: list[np.ndarray]
+
+
+def _patch_batch(
+    batch: Sequence[tuple[tuple[int, int], list[int]]],
+    cutouts: Sequence[CutOut],
+    start: Start,
+    units: np.ndarray,
+    containers: Sequence[np.ndarray],
+) -> _PatchBatch:
+    members = np.unique(np.concatenate([numbers for _, numbers in batch]))
+    return _PatchBatch(
+        members,
+        [(where, np.searchsorted(members, numbers).tolist()) for where, numbers in batch],
+        [cutouts[i] for i in members],
+        Start(start.coefficients[members], start.noise[members], start.unit),
+        units[members],
+        [container[members] for container in containers],
+    )
+
+
+def _sum_batch(batch: _PatchBatch) -> PairSums:
+    some = [sum_patch(*patch, batch.cutouts, batch.start, batch.units, batch.containers) for patch in batch.patches]
+    sums = join_sums(some, batch.start.coefficients.shape[1])
+    return sums._replace(first=batch.members[sums.first], second=batch.members[sums.second])
 
 
 def sum_patch(

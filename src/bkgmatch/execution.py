@@ -1,34 +1,214 @@
-"""Run a function over items, here or in threads: the one place that knows of parallel work."""
+"""Run a function over items: here, in threads, or on a cluster. The one place that knows of parallel work."""
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
-__all__ = ["run"]
+from bkgmatch.journal import Journal
+from bkgmatch.stored import Shelf, Stack, new_stack
+
+__all__ = ["HERE", "Work", "threads"]
+
+log = logging.getLogger("stpipe.bkgmatch.execution")
+
+_WINDOW = 1024  # tasks under way: their arguments are in the memory of the scheduler
+_REPORT_SECONDS = 15.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def run(function: Callable[[Item], Result], items: Iterable[Item], *, cores: int = 1) -> list[Result]:
+@dataclass(frozen=True)
+class Work:
     """
-    Apply a function to each item, in order.
+    How work is done.
 
     Parameters
     ----------
-    function : callable
-        Function of one item. NumPy releases the interpreter's lock in the heavy parts.
-    items : iterable
-        Items.
-    cores : int
-        Number of threads; 1 runs in the calling thread.
+    executor : concurrent.futures.Executor, optional
+        What runs it: threads, or the executor of a Dask client. By default the calling thread.
+    folder : Path, optional
+        Folder for arrays that are not to be kept in memory. Workers of an executor that are not threads of this process
+        must see it. The files stay there.
+    journal : Journal, optional
+        Results of an earlier run that are used again, and where those of this run are kept.
 
-    Returns
-    -------
-    list
-        The results, in the order of the items.
+    Raises
+    ------
+    ValueError
+        If the executor is not one of threads, and there is no folder.
     """
-    if cores <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(max_workers=cores) as executor:
-        return list(executor.map(function, items))
+
+    executor: Executor | None = None
+    folder: Path | None = None
+    journal: Journal | None = None
+
+    def __post_init__(self) -> None:
+        if self.folder is None and not self.shares_memory:
+            raise ValueError("workers that are no threads of this process need a folder that they and it can see")
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether all work is done in this process."""
+        return self.executor is None or isinstance(self.executor, ThreadPoolExecutor)
+
+    def run(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        what: str,
+        name: Callable[[Item], str] | None = None,
+        keep: bool = True,
+    ) -> list[Result]:
+        """
+        Apply a function to each item.
+
+        Parameters
+        ----------
+        function : callable
+            Function of one item. For an executor that is not one of threads function, items and results are pickled:
+            they are to be small.
+        items : iterable
+            Items.
+        what : str
+            What is done, for the log.
+        name : callable, optional
+            Name of an item, for messages.
+        keep : bool
+            Whether results may be taken from the journal; False for a function that writes them elsewhere.
+
+        Returns
+        -------
+        list
+            The results, in the order of the items.
+
+        Raises
+        ------
+        RuntimeError
+            If the executor lost an item or all of its workers, with the name of the item.
+        """
+        journal = self.journal if keep else None
+        return _Run(self.executor, journal, function, list(items), what, name or (lambda item: what)).results()
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where arrays are kept: with the results that refer to them, in the folder, or in memory."""
+        return Shelf(self.journal.arrays if self.journal else self.folder)
+
+    def run_here(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Apply a function that uses the memory of this process to each item: in threads, if there are any."""
+        return _Run(self.executor if self.shares_memory else None, None, function, list(items), "", repr).results()
+
+    def stack(self, name: str, n: int, shape: tuple[int, int], dtype: type) -> Stack:
+        """Make room for n images, in memory or in the folder."""
+        return new_stack(self.folder, name, n, shape, dtype)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[Work]:
+    """
+    Work in threads of this process. NumPy releases the interpreter's lock in the heavy parts.
+
+    Parameters
+    ----------
+    number : int
+        How many.
+
+    Yields
+    ------
+    Work
+        In memory.
+
+    Examples
+    --------
+    >>> from bkgmatch.execution import threads
+    >>> with threads(2) as work:
+    ...     work.run_here(abs, [-1, 2])
+    [1, 2]
+    """
+    with ThreadPoolExecutor(number) as executor:
+        yield Work(executor)
+
+
+HERE = Work()
+"""One item after the other, in the calling thread, in memory."""
+
+
+class _Run:
+    """One function over its items."""
+
+    def __init__(
+        self,
+        executor: Executor | None,
+        journal: Journal | None,
+        function: Callable,
+        items: Sequence,
+        what: str,
+        name: Callable[[Any], str],
+    ) -> None:
+        self._executor, self._journal, self._function, self._items = executor, journal, function, items
+        self._what, self._name = what, name
+        self._results: list = [None] * len(items)
+        self._keys = [journal.key(function, item) if journal else None for item in items]
+        self._done, self._reported = 0, time.monotonic()
+
+    def results(self) -> list:
+        """Results of all items."""
+        todo = [i for i in range(len(self._items)) if not self._is_known(i)]
+        if self._executor is None:
+            for i in todo:
+                self._keep(i, self._function(self._items[i]))
+        else:
+            self._spread(self._executor, todo)
+        return self._results
+
+    def _is_known(self, i: int) -> bool:
+        """Whether an earlier run has the result, which is taken then."""
+        key = self._keys[i]
+        found = self._journal.get(key) if self._journal and key else None
+        if found is None:
+            return False
+        self._results[i] = found
+        self._done += 1
+        return True
+
+    def _keep(self, i: int, result: Any) -> None:
+        self._results[i] = result
+        key = self._keys[i]
+        if self._journal and key:
+            self._journal.put(key, result)
+        self._done += 1
+        if self._what and time.monotonic() - self._reported > _REPORT_SECONDS:
+            self._reported = time.monotonic()
+            log.info("%s: %d of %d", self._what, self._done, len(self._items))
+
+    def _spread(self, executor: Executor, todo: Sequence[int]) -> None:
+        waiting, running, ready = deque(todo), dict[Future, int](), SimpleQueue[Future]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < _WINDOW:
+                    i = waiting.popleft()
+                    future = executor.submit(partial(self._function, self._items[i]))
+                    running[future] = i
+                    future.add_done_callback(ready.put)
+                future = ready.get()
+                i = running.pop(future)
+                self._keep(i, self._result(future, i))
+        finally:
+            for future in running:
+                future.cancel()
+
+    def _result(self, future: Future, i: int) -> Any:
+        try:
+            return future.result()
+        except BrokenExecutor as error:
+            raise RuntimeError(f"{self._name(self._items[i])}: {error}") from error

@@ -70,6 +70,8 @@ class Exposure:
         ``science`` or ``lyot`` for the fields of MIRI.
     is_fixed : bool, optional
         Whether level matching leaves it as it is.
+    digest : str, optional
+        Hash of all that `read` and the WCS depend on, for results that are used again; empty if it is not known.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Exposure:
     tile: str = ""
     part: str = ""
     is_fixed: bool = False
+    digest: str = ""
 
     @classmethod
     def from_arrays(
@@ -137,14 +140,31 @@ class Exposure:
 
     def times(self, factor: float) -> "Exposure":
         """Exposure in another unit."""
-        read = self.read
 
-        def scaled() -> Pixels:
-            pixels = read()
+        def scaled(pixels: Pixels) -> Pixels:
             variance = None if pixels.variance is None else pixels.variance * np.float64(factor) ** 2
             return Pixels(pixels.data * np.float64(factor), pixels.good, variance)
 
-        return replace(self, read=scaled)
+        return self.changed(scaled, f"times {factor!r}")
+
+    def changed(self, change: Callable[[Pixels], Pixels], how: str) -> "Exposure":
+        """
+        Exposure whose pixels are changed when they are read.
+
+        Parameters
+        ----------
+        change : callable
+            Function of the pixels.
+        how : str
+            What it does, which tells it from other changes.
+
+        Returns
+        -------
+        Exposure
+            The same but for `read` and ``digest``.
+        """
+        read = self.read
+        return replace(self, read=lambda: change(read()), digest=self.digest and f"{self.digest}, {how}")
 
 
 class SpectralPixels(NamedTuple):
@@ -204,6 +224,8 @@ class SpectralExposure:
         Range of its wavelengths, in micrometres.
     slice_width : float
         Width of a slice on the sky, in arcseconds.
+    digest : str, optional
+        Hash of all that `read` depends on, for results that are used again; empty if it is not known.
     """
 
     name: str
@@ -211,6 +233,7 @@ class SpectralExposure:
     centre: tuple[float, float]
     wavelengths: tuple[float, float]
     slice_width: float
+    digest: str = ""
 
     @classmethod
     def from_arrays(

@@ -9,6 +9,8 @@ import shapely
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from bkgmatch.exposures import Exposure
+
 __all__ = [
     "Footprint",
     "angles",
@@ -58,8 +60,8 @@ class Footprint:
         Half-size of the detector in the tangent plane, the unit of ``coefficients``.
     coefficients : ndarray, shape (m, 2)
         Polynomial from the tangent plane to pixels (x, y).
-    lookup : tuple or None
-        The WCS and the mask of good pixels, for the comparison pixel by pixel.
+    exposure : Exposure, optional
+        The exposure itself, for the comparison pixel by pixel.
     """
 
     shape: tuple[int, int]
@@ -70,7 +72,7 @@ class Footprint:
     frame: Geometry
     scale: float
     coefficients: np.ndarray
-    lookup: tuple[Callable, np.ndarray] | None = None
+    exposure: Exposure | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -111,7 +113,7 @@ def footprint(
     wcs : callable
         ``wcs(x, y) -> (ra, dec)`` in degrees.
     overlap : {"good", "footprint", "exact"}
-        Outline the good pixels or the whole detector; ``exact`` also keeps the mask.
+        Outline the good pixels (``exact``, too) or the whole detector.
     stepsize : int, optional
         Largest separation of vertices, in pixels; by default a sixteenth of the longer side.
 
@@ -156,7 +158,6 @@ def footprint(
         frame=shapely.polygons(gnomonic(around, axes)),
         scale=scale,
         coefficients=_fit_pixels(plane / scale, lattice, shape),
-        lookup=(wcs, good) if overlap == "exact" else None,
     )
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bkgmatch.detection import deviation
+from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import Exposure, check_names
 from bkgmatch.image_stack import Background, ImageStack
 from bkgmatch.mosaics import Mosaic
@@ -85,8 +84,7 @@ def make_backgrounds(
     *,
     kinds: Sequence[Hashable] | None = None,
     guide: SourceGuide | None = None,
-    cores: int = 1,
-    scratch: Path | None = None,
+    work: Work = HERE,
 ) -> ImageBackgrounds:
     """
     Make the backgrounds of exposures.
@@ -102,10 +100,8 @@ def make_backgrounds(
         of one kind.
     guide : SourceGuide, optional
         What is known of the sources. Without it they are found in a mosaic of the exposures.
-    cores : int
-        Number of threads.
-    scratch : Path, optional
-        Folder to keep the pixels in, rather than in memory: 15 bytes for each. The files stay there.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
@@ -141,9 +137,8 @@ def make_backgrounds(
     parts = []
     for kind in dict.fromkeys(given):
         members = [i for i, other in enumerate(given) if other == kind]
-        folder = Path(mkdtemp(dir=scratch)) if scratch else None
-        stack = ImageStack([exposures[i] for i in members], options, cores=cores, scratch=folder)
-        masks, covered = mask_sources(stack, options, guide, cores=cores)
+        stack = ImageStack([exposures[i] for i in members], options, work=work)
+        masks, covered = mask_sources(stack, options, guide, work=work)
         stack.merge(options.method)
         parts.append(_Part(kind, members, stack, masks, covered))
     return _gathered(exposures, parts)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from bkgmatch.execution import HERE, Work
 from bkgmatch.images import FitsImage, check_copies, same_unit
 from bkgmatch.levels import MATCHED, LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
@@ -20,7 +21,7 @@ def match_files(
     fixed: Sequence[Path] = (),
     table: Path | None = None,
     plots: Path | None = None,
-    cores: int = 1,
+    work: Work = HERE,
 ) -> LevelMatch:
     """
     Match images in files, and write copies from which their backgrounds are subtracted.
@@ -40,8 +41,8 @@ def match_files(
         ECSV file of levels to write; that of the pairs is beside it.
     plots : Path, optional
         Folder for pictures.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def match_files(
     exposures = [image.exposure(is_fixed=image.path.resolve() in held) for image in images]
     exposures += [other.exposure(is_fixed=True) for other in others]
     watch = PairPlots(plots, unit).draw if plots else None
-    match = match_levels(exposures, options, cores=cores, watch=watch)
+    match = match_levels(exposures, options, work=work, watch=watch)
     if table:
         save_tables(table, level_table(match, options, unit=unit), level_pair_table(match, unit=unit))
     folder.mkdir(parents=True, exist_ok=True)

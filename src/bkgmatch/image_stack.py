@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
 
 from bkgmatch.detection import deviation
 from bkgmatch.donors import Donors, find_donors
+from bkgmatch.execution import Work
 from bkgmatch.exposures import Exposure
 from bkgmatch.footprints import sky_vectors
 from bkgmatch.holes import fill_holes
 from bkgmatch.image_samples import measure_standards, sample_rows
 from bkgmatch.leave_one_out import merge_others, variance_of_middle
 from bkgmatch.options import ImageForImageOptions, MergeMethod
+from bkgmatch.stored import Stack
 
 __all__ = ["Background", "ImageStack"]
 
@@ -55,10 +57,8 @@ class ImageStack:
         Exposures of the same detector, filter, and so on.
     options : ImageForImageOptions
         Options.
-    cores : int
-        Number of threads.
-    scratch : Path, optional
-        Folder to keep the pixels in, rather than in memory. The files stay there.
+    work : Work
+        How the work is done.
 
     Raises
     ------
@@ -66,21 +66,23 @@ class ImageStack:
         If shapes differ.
     """
 
-    def __init__(
-        self, exposures: Sequence[Exposure], options: ImageForImageOptions, *, cores: int, scratch: Path | None
-    ) -> None:
-        self._options, self._cores, self._scratch = options, cores, scratch
+    def __init__(self, exposures: Sequence[Exposure], options: ImageForImageOptions, *, work: Work) -> None:
+        self._options, self._work = options, work
         self.exposures = tuple(exposures)
-        self._read()
-        self.values = self._array("values", self.shape, np.float32)
-        self.counts = self._array("counts", self.shape, np.uint16)
-        self._effective = self._array("effective", self.shape, np.float32)
+        shape = exposures[0].read().data.shape
+        kinds = {"images": np.float32, "sources": np.bool_, "values": np.float32, "counts": np.uint16}
+        self.images, self.sources, self.values, self.counts, self._effective = (
+            work.stack(name, len(exposures), shape, dtype)
+            for name, dtype in (*kinds.items(), ("effective", np.float32))
+        )
+        self._variance = self._read()
         self.donors = self._find_donors()
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of an exposure."""
-        return self.images.shape[1:]
+        _, ny, nx = self.images.shape
+        return ny, nx
 
     def merge(self, method: MergeMethod) -> None:
         """Merge, for each exposure, the pixels of its donors that are not on sources."""
@@ -100,9 +102,9 @@ class ImageStack:
         flat = sample.reshape(len(sample), -1)
         names = [exposure.name for exposure in self.exposures]
         self.standard = measure_standards(flat, sigma[rows, columns].ravel(), serves, self._options.scale, names)
-        for i, source in enumerate(self.sources):
+        for i in range(len(self.exposures)):
             alike = (self.images[i] - self.standard.offset[i]) / self.standard.factor[i]
-            self.values[i] = np.where(source, np.nan, alike)
+            self.values[i] = np.where(self.sources[i], np.nan, alike)
         merge_others(
             self.values,
             serves,
@@ -113,14 +115,15 @@ class ImageStack:
             out=self.values,
             out_count=self.counts,
             out_effective=self._effective,
-            cores=self._cores,
+            work=self._work,
         )
         self._method = method
 
     def subtract(self) -> float:
         """Replace what has been merged by the exposures less their backgrounds; return the rms of a pixel."""
         rms = []
-        for i, image in enumerate(self.images):
+        for i in range(len(self.exposures)):
+            image = self.images[i]
             left = image - self.value(i) if self.has_background(i) else np.full_like(image, np.nan)
             chosen = sample_rows(self.shape)
             sample = np.where(self.sources[i][chosen], np.nan, left[chosen])
@@ -153,30 +156,15 @@ class ImageStack:
         variance = (self.standard.factor[i] ** 2 * variance).astype(np.float32)
         return Background(value, variance, donors, blank & np.isfinite(self.images[i]))
 
-    def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        whole = (len(self.exposures), *shape)
-        if self._scratch is None:
-            return np.zeros(whole, dtype=dtype)
-        return np.lib.format.open_memmap(self._scratch / f"{name}.npy", mode="w+", dtype=dtype, shape=whole)
-
-    def _read(self) -> None:
-        """Read the exposures one after the other: their pixels, and how the variance of their pixels differs."""
-        for i, exposure in enumerate(self.exposures):
-            pixels = exposure.read()
-            if i == 0:
-                self.images = self._array("images", pixels.data.shape, np.float32)
-                self.sources = self._array("sources", pixels.data.shape, np.bool_)
-                inverse, number = np.zeros((2, *self.shape))
-            elif pixels.data.shape != self.shape:
-                raise ValueError(
-                    f"{exposure.name} has the shape {pixels.data.shape}, {self.exposures[0].name} {self.shape}: "
-                    "exposures of one detector and subarray must have one shape"
-                )
-            self.images[i] = pixels.image()
-            one_over = _inverse_variance(pixels.variance, self.images[i])
+    def _read(self) -> np.ndarray:
+        """Read the pixels of the exposures; return the variance of a pixel relative to others."""
+        read = partial(_read_one, images=self.images, inverse=self.values, first=self.exposures[0].name)
+        self._work.run(read, enumerate(self.exposures), what="Pixels", name=lambda item: item[1].name, keep=False)
+        inverse, number = np.zeros((2, *self.shape))
+        for one_over in self.values:
             inverse += one_over
             number += one_over > 0
-        self._variance = _common_variance(inverse, number)
+        return _common_variance(inverse, number)
 
     def _find_donors(self) -> Donors:
         ny, nx = self.shape
@@ -184,6 +172,19 @@ class ImageStack:
         centres = np.concatenate([sky_vectors(e.wcs, middle) for e in self.exposures])
         usable = np.array([np.isfinite(image).any() for image in self.images])
         return find_donors(centres, [e.time for e in self.exposures], usable, self._options)
+
+
+def _read_one(item: tuple[int, Exposure], images: Stack, inverse: Stack, first: str) -> None:
+    """Put the pixels of an exposure into a stack, and one over their variance into another."""
+    i, exposure = item
+    pixels = exposure.read()
+    if pixels.data.shape != images.shape[1:]:
+        raise ValueError(
+            f"{exposure.name} has the shape {pixels.data.shape}, {first} {images.shape[1:]}: "
+            "exposures of one detector and subarray must have one shape"
+        )
+    image = pixels.image()
+    images[i], inverse[i] = image, _inverse_variance(pixels.variance, image)
 
 
 def _inverse_variance(variance: np.ndarray | None, image: np.ndarray) -> np.ndarray:

@@ -1,41 +1,46 @@
 """Statistics of a stack of images without some of them, for each of them, from one sort."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from bkgmatch.execution import run
+from bkgmatch.execution import HERE, Work
 from bkgmatch.options import MergeMethod
+from bkgmatch.stored import Stack
 
 __all__ = ["merge_all", "merge_others", "variance_of_middle"]
 
 _VARIANCE_OF_MEDIAN = (1.0, 1.0, 1.346, 1.193, 1.434, 1.288, 1.473, 1.346)
 
 _PIXELS = 1 << 14  # of a strip of rows: those of all images stay in the cache
+_BAND = 1 << 23  # pixels of all images that are read together
+_PAGE = 2048  # elements of two bytes
 
 
 def merge_others(
-    stack: np.ndarray,
+    stack: Stack,
     donors: np.ndarray,
     *,
     method: MergeMethod = "mean",
     noise: np.ndarray | None = None,
     scatter: np.ndarray | None = None,
     sigma: float = 3.0,
-    out: np.ndarray | None = None,
-    out_count: np.ndarray | None = None,
-    out_effective: np.ndarray | None = None,
-    cores: int = 1,
-) -> tuple[np.ndarray, np.ndarray]:
+    out: Stack | None = None,
+    out_count: Stack | None = None,
+    out_effective: Stack | None = None,
+    work: Work = HERE,
+) -> tuple[Stack, Stack]:
     r"""
     Merge, for each image of a stack, the others that may serve it.
 
     Parameters
     ----------
-    stack : ndarray of float32, shape (n, ny, nx)
+    stack : Stack of float32, shape (n, ny, nx)
         Images, NaN where they are not good. It is not changed, unless it is also ``out``.
     donors : ndarray of bool, shape (n, n)
         ``donors[t, d]``: image d may serve image t. No image serves itself.
@@ -50,20 +55,20 @@ def merge_others(
         squares.
     sigma : float
         Limit of these.
-    out : ndarray of float32, shape (n, ny, nx), optional
+    out : Stack of float32, shape (n, ny, nx), optional
         Where to write the result: other memory than the stack, or the stack itself.
-    out_count : ndarray of uint16, shape (n, ny, nx), optional
+    out_count : Stack of uint16, shape (n, ny, nx), optional
         Where to write the numbers of donors.
-    out_effective : ndarray, shape (n, ny, nx), optional
+    out_effective : Stack, shape (n, ny, nx), optional
         Where to write the effective numbers of donors: how many of scatter 1 would give the same variance.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
-    value : ndarray of float32, shape (n, ny, nx)
+    value : Stack of float32, shape (n, ny, nx)
         For each image the statistic of its donors, NaN where there is none.
-    count : ndarray of uint16, shape (n, ny, nx)
+    count : Stack of uint16, shape (n, ny, nx)
         Number of donors used.
 
     Raises
@@ -91,35 +96,70 @@ def merge_others(
     _check(stack, donors, method, noise, scatter, out)
     value = np.empty(stack.shape, dtype=np.float32) if out is None else out
     count = np.empty(stack.shape, dtype=np.uint16) if out_count is None else out_count
-    donors = donors.astype(bool)
     spread = np.ones(len(stack)) if scatter is None else np.asarray(scatter, dtype=float)
-    n, ny, nx = stack.shape
-    pools = list(_pools(donors))
-
-    def merge_strip(rows: slice) -> None:
-        part = np.asarray(stack[:, rows], dtype=np.float32)
-        block = part.reshape(n, part[0].size)
-        limit = None if noise is None else sigma * np.asarray(noise[rows], dtype=np.float32).ravel()
-        merged = np.full(block.shape, np.nan, dtype=np.float32)
-        number = np.zeros(block.shape, dtype=np.uint16)
-        effective = np.zeros(block.shape, dtype=np.float32)
-        for members, serves in pools:
-            some, factor = block[members], spread[members]
-            if method == "median":
-                found = _medians(some, serves, factor)
-            else:
-                found = _means(
-                    some if limit is None else _without_outliers(some, limit, serves, factor), serves, factor
-                )
-            merged[members], number[members], effective[members] = found
-        value[:, rows] = merged.reshape(part.shape)
-        count[:, rows] = number.reshape(part.shape)
-        if out_effective is not None:
-            out_effective[:, rows] = effective.reshape(part.shape)
-
-    height = max(1, _PIXELS // max(nx, 1))
-    run(merge_strip, [slice(row, row + height) for row in range(0, ny, height)], cores=cores)
+    merge = _Merge(stack, value, count, out_effective, list(_pools(donors.astype(bool))), spread, method)
+    bands = [
+        (rows, None if noise is None else sigma * np.asarray(noise[rows], dtype=np.float32)) for rows in _bands(stack)
+    ]
+    work.run(merge.band, bands, what="Merging", keep=False)
     return value, count
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """What is merged, and where the result goes."""
+
+    stack: Stack
+    value: Stack
+    count: Stack
+    effective: Stack | None
+    pools: list[tuple[np.ndarray, np.ndarray]]
+    spread: np.ndarray
+    method: MergeMethod
+
+    def band(self, item: tuple[slice, np.ndarray | None]) -> None:
+        """Merge some rows, whose limits of outliers are given."""
+        rows, limit = item
+        part = np.asarray(self.stack[:, rows], dtype=np.float32)
+        merged = np.full(part.shape, np.nan, dtype=np.float32)
+        number = np.zeros(part.shape, dtype=np.uint16)
+        effective = np.zeros(part.shape, dtype=np.float32)
+        height = max(1, _PIXELS // max(part.shape[2], 1))
+        for row in range(0, part.shape[1], height):
+            strip = slice(row, row + height)
+            for members, serves in self.pools:
+                block = part[members, strip]
+                found = self._merged(block, None if limit is None else limit[strip], serves, self.spread[members])
+                value, count, share = (array.reshape(block.shape) for array in found)
+                merged[members, strip], number[members, strip], effective[members, strip] = value, count, share
+        self.value[:, rows] = merged
+        self.count[:, rows] = number
+        if self.effective is not None:
+            self.effective[:, rows] = effective
+
+    def _merged(
+        self, block: np.ndarray, limit: np.ndarray | None, serves: np.ndarray, factor: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        flat = block.reshape(len(block), -1)
+        if self.method == "median":
+            return _medians(flat, serves, factor)
+        kept = flat if limit is None else _without_outliers(flat, limit.ravel(), serves, factor)
+        return _means(kept, serves, factor)
+
+
+def _bands(stack: Stack) -> list[slice]:
+    """
+    Rows that are merged together: of arrays, those that stay in the cache; of files, those that fit into memory.
+
+    In files they begin at multiples of a page: where several machines write, no two write to the same page.
+    """
+    n, ny, nx = stack.shape
+    if isinstance(stack, np.ndarray):
+        height = max(1, _PIXELS // max(nx, 1))
+    else:
+        unit = _PAGE // math.gcd(_PAGE, max(nx, 1))
+        height = max(1, _BAND // max(n * nx * unit, 1)) * unit
+    return [slice(row, min(row + height, ny)) for row in range(0, ny, height)]
 
 
 def merge_all(stack: np.ndarray, noise: float, sigma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -178,16 +218,16 @@ def variance_of_middle(count: np.ndarray, method: MergeMethod) -> np.ndarray:
 
 
 def _check(
-    stack: np.ndarray,
+    stack: Stack,
     donors: np.ndarray,
     method: str,
     noise: np.ndarray | None,
     scatter: np.ndarray | None,
-    out: np.ndarray | None,
+    out: Stack | None,
 ) -> None:
     if method not in get_args(MergeMethod):
         raise ValueError(f"method={method!r}: choose 'mean' or 'median'")
-    if stack.ndim != 3:
+    if len(stack.shape) != 3:
         raise ValueError(f"the stack must have the shape (n, ny, nx), got {stack.shape}")
     if donors.shape != (len(stack), len(stack)):
         raise ValueError(f"donors must have the shape {(len(stack), len(stack))}, got {donors.shape}")

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from operator import attrgetter
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from bkgmatch.execution import run
+from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import LYOT, Exposure, check_names, handy_factor
 from bkgmatch.footprints import Footprint, position
 from bkgmatch.grids import Grid
@@ -105,9 +105,8 @@ def match_levels(
     exposures: Sequence[Exposure],
     options: LevelMatchOptions | None = None,
     *,
-    cores: int = 1,
+    work: Work = HERE,
     watch: Watch | None = None,
-    scratch: Path | None = None,
 ) -> LevelMatch:
     """
     Match the backgrounds of exposures.
@@ -118,13 +117,11 @@ def match_levels(
         Exposures with unique names.
     options : LevelMatchOptions, optional
         Options; the defaults are those of the step.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
     watch : callable, optional
         ``watch(names, neighbourhood, cutouts)`` is called with the cells and the result of each set of exposures that
         has a common grid, for pictures.
-    scratch : Path, optional
-        Folder to keep the cells in, rather than in memory: 4 bytes a cell. The files stay there.
 
     Returns
     -------
@@ -150,15 +147,14 @@ def match_levels(
     [5. 7.]
     """
     with threadpool_limits(1, "blas"):  # small matrices in many threads are slower, not faster
-        return _match_levels(exposures, options or LevelMatchOptions(), cores, watch, scratch)
+        return _match_levels(exposures, options or LevelMatchOptions(), work, watch)
 
 
 def _match_levels(
     exposures: Sequence[Exposure],
     options: LevelMatchOptions,
-    cores: int,
+    work: Work,
     watch: Watch | None,
-    scratch: Path | None,
 ) -> LevelMatch:
     if not exposures:
         raise ValueError("there are no exposures to match")
@@ -167,10 +163,10 @@ def _match_levels(
     order = np.argsort([e.name for e in exposures])
     factor = handy_factor(exposures)
     by_name = [exposures[i] if factor == 1 else exposures[i].times(factor) for i in order]
-    outlines = run(outline_of, by_name, cores=cores)
+    outlines = work.run(outline_of, by_name, what="Outlines", name=attrgetter("name"))
     passes = _passes(by_name, options)
     found = [
-        match_neighbourhood(by_name, outlines, members, passes, options, cores, watch, scratch)
+        match_neighbourhood(by_name, outlines, members, passes, options, work, watch)
         for members in neighbourhoods(by_name, outlines)
     ]
     match = _collected(by_name, outlines, found, order)

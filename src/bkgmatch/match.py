@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from bkgmatch.execution import run
+from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import Exposure, check_names, group_numbers
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
 from bkgmatch.options import SkyMatchOptions
@@ -70,7 +73,9 @@ class SkyMatch:
         return "\n".join(lines)
 
 
-def match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions | None = None, *, cores: int = 1) -> SkyMatch:
+def match_skies(
+    exposures: Sequence[Exposure], options: SkyMatchOptions | None = None, *, work: Work = HERE
+) -> SkyMatch:
     """
     Measure and match the sky levels of exposures.
 
@@ -80,8 +85,8 @@ def match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions | None =
         Exposures with unique names.
     options : SkyMatchOptions, optional
         Options; the defaults are those of the step.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
@@ -107,18 +112,18 @@ def match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions | None =
     [0. 2.]
     """
     with threadpool_limits(1, "blas"):  # small matrices in many threads are slower, not faster
-        return _match_skies(exposures, options or SkyMatchOptions(), cores)
+        return _match_skies(exposures, options or SkyMatchOptions(), work)
 
 
-def _match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions, cores: int) -> SkyMatch:
+def _match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions, work: Work) -> SkyMatch:
     if not exposures:
         raise ValueError("there are no exposures to match")
     check_names(exposures)
     check_zero_point(exposures, options)
     groups = group_numbers(exposures, per_detector=options.level_per == "detector")
-    measurements = _measure_all(exposures, groups, options, cores)
+    measurements = _measure_all(exposures, groups, options, work)
     if options.by_differences:
-        solution, offsets = solve_differences(exposures, groups, options, cores=cores)
+        solution, offsets = solve_differences(exposures, groups, options, work=work)
     else:
         offsets = pair_offsets(measurements, weights=options.weights)
         solution, offsets = solve_offsets(offsets, groups, robust=options.weights == "robust")
@@ -139,7 +144,7 @@ def _match_skies(exposures: Sequence[Exposure], options: SkyMatchOptions, cores:
 
 
 def _measure_all(
-    exposures: Sequence[Exposure], groups: np.ndarray, options: SkyMatchOptions, cores: int
+    exposures: Sequence[Exposure], groups: np.ndarray, options: SkyMatchOptions, work: Work
 ) -> list[Measurement]:
     statistic = SkyStatistic(
         "median" if options.skystat == "difference" else options.skystat,
@@ -150,18 +155,37 @@ def _measure_all(
         options.usigma,
         options.binwidth,
     )
-    outlines = run(lambda e: _outline(e, options), exposures, cores=cores)
+    outlines = work.run(partial(_outline, options=options), exposures, what="Outlines", name=attrgetter("name"))
+    if options.overlap == "exact":
+        outlines = [replace(outline, exposure=e) for outline, e in zip(outlines, exposures, strict=True)]
     compares = options.matches and not options.by_differences
     neighbours = candidate_neighbours(outlines) if compares else [np.empty(0, dtype=int)] * len(exposures)
     rank = np.argsort(np.argsort([e.name for e in exposures]))
+    items = [
+        _Near(
+            exposures[i], outlines[i], [outlines[j] for j in near], near, groups[near], rank[near], groups[i], rank[i]
+        )
+        for i, near in enumerate(neighbours)
+    ]
+    return work.run(partial(_measure, statistic=statistic), items, what="Levels", name=lambda near: near.exposure.name)
 
-    def measure_one(i: int) -> Measurement:
-        near = neighbours[i]
-        overlaps = overlap_map(outlines[i], [outlines[j] for j in near])
-        overlaps, others = _between_groups(overlaps, near, groups, rank, i)
-        return measure(exposures[i].read(), overlaps, others, statistic)
 
-    return run(measure_one, range(len(exposures)), cores=cores)
+class _Near(NamedTuple):
+    """An exposure and those near it: all that its measurement needs."""
+
+    exposure: Exposure
+    outline: Footprint
+    outlines: list[Footprint]
+    others: np.ndarray
+    groups: np.ndarray
+    ranks: np.ndarray
+    group: int
+    rank: int
+
+
+def _measure(near: _Near, statistic: SkyStatistic) -> Measurement:
+    overlaps, others = _between_groups(overlap_map(near.outline, near.outlines), near)
+    return measure(near.exposure.read(), overlaps, others, statistic)
 
 
 def _outline(exposure: Exposure, options: SkyMatchOptions) -> Footprint:
@@ -174,26 +198,25 @@ def _outline(exposure: Exposure, options: SkyMatchOptions) -> Footprint:
         raise ValueError(f"{exposure.name}: {error}") from error
 
 
-def _between_groups(
-    overlaps: OverlapMap, near: np.ndarray, groups: np.ndarray, rank: np.ndarray, here: int
-) -> tuple[OverlapMap, np.ndarray]:
+def _between_groups(overlaps: OverlapMap, near: _Near) -> tuple[OverlapMap, np.ndarray]:
     """
     Leave the overlaps with other groups, each piece of sky once for each pair of groups.
 
     Where members of one group overlap each other, the first of them by name stands for the group.
     """
-    order = np.argsort(rank[near])
-    members, near = overlaps.members[:, order], near[order]
+    order = np.argsort(near.ranks)
+    members, others = overlaps.members[:, order], near.others[order]
+    groups, ranks = near.groups[order], near.ranks[order]
     usable = members.copy()
-    for group in np.unique(groups[near]):
-        columns = np.flatnonzero(groups[near] == group)
-        if group == groups[here]:
-            usable[members[:, columns[rank[near[columns]] < rank[here]]].any(axis=1)] = False
+    for group in np.unique(groups):
+        columns = np.flatnonzero(groups == group)
+        if group == near.group:
+            usable[members[:, columns[ranks[columns] < near.rank]].any(axis=1)] = False
             usable[:, columns] = False
         elif columns.size > 1:
             usable[:, columns] &= np.cumsum(members[:, columns], axis=1) == 1
     kept = usable.any(axis=0)
-    return OverlapMap(overlaps.starts, overlaps.stops, overlaps.labels, usable[:, kept]), near[kept]
+    return OverlapMap(overlaps.starts, overlaps.stops, overlaps.labels, usable[:, kept]), others[kept]
 
 
 def _status(measurement: Measurement, level: float, component: int) -> str:

@@ -9,7 +9,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from bkgmatch.cells import resampled
-from bkgmatch.execution import run
+from bkgmatch.execution import HERE, Work
 from bkgmatch.footprints import Footprint, angles, candidate_neighbours, footprint, sky_vectors
 from bkgmatch.grids import Grid, common_grid
 from bkgmatch.images import FitsImage, whole_file
@@ -17,6 +17,7 @@ from bkgmatch.leave_one_out import merge_all
 from bkgmatch.pixel_maps import PixelMap, pixel_map, positions_in_plane
 from bkgmatch.reprojected import SkyWcs
 from bkgmatch.solve import connected
+from bkgmatch.stored import Stack
 
 __all__ = ["Canvas", "Mosaic", "read_mosaic", "read_source_mask"]
 
@@ -216,18 +217,18 @@ class Canvas:
         """Pixel coordinates (x, y), shape (n, 2), of unit vectors, shape (n, 3)."""
         return self.grid.of(vectors) - self.low
 
-    def mosaic(self, image: Callable[[int], np.ndarray], noise: float, *, cores: int = 1) -> Mosaic:
+    def mosaic(self, images: Stack, noise: float, *, work: Work = HERE) -> Mosaic:
         """
         Make the mosaic: mean of the exposures, interpolated bilinearly, without outliers.
 
         Parameters
         ----------
-        image : callable
-            ``image(i)``: exposure i, NaN where it is not good. Called for each square of cells that it touches.
+        images : Stack, shape (n, ny, nx)
+            All exposures, NaN where they are not good.
         noise : float
             Standard deviation of a pixel.
-        cores : int
-            Number of threads.
+        work : Work, optional
+            How the work is done; by default in the calling thread, in memory.
 
         Returns
         -------
@@ -244,14 +245,23 @@ class Canvas:
             )
             cells = columns + self.low[0], rows + self.low[1]
             pairs = zip(self.members, self.maps, strict=True)
-            here = [resampled(image(i), where, *cells) for i, where in pairs if _touch(where, *cells)]
+            here = [_part(images, i, where, *cells) for i, where in pairs if _touch(where, *cells)]
             if here:
                 square = slice(y, y + len(rows)), slice(x, x + len(columns))
                 value[square], count[square] = merge_all(np.array(here), noise, _SIGMA)
 
         corners = [(y, x) for y in range(0, self.shape[0], _TILE) for x in range(0, self.shape[1], _TILE)]
-        run(fill, corners, cores=cores)
+        work.run_here(fill, corners)
         return Mosaic("the mosaic of the exposures", value, count, self.to_pixels, self.grid.header(self.low))
+
+
+def _part(images: Stack, i: int, where: PixelMap, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """One exposure in some cells, from those of its rows that lie there."""
+    _, y = where(columns[:: max(1, len(columns) - 1)], rows[:: max(1, len(rows) - 1)])
+    ny, margin = where.shape[0], 2 * where.bend + 2
+    low, high = np.clip([np.floor(y.min()) - margin, np.ceil(y.max()) + margin], 0, ny).astype(int)
+    window = images[i : i + 1, low:high][0] if high - low > 1 else np.full((2, where.shape[1]), np.nan, np.float32)
+    return resampled(window, where.from_row(low, len(window)), columns, rows)
 
 
 def _touch(where: PixelMap, columns: np.ndarray, rows: np.ndarray) -> bool:

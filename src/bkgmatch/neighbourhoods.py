@@ -1,10 +1,8 @@
 """Exposures that have one common grid: cells, pairs, passes and zero point."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import mkstemp
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,21 +12,21 @@ from bkgmatch.differences import (
     PairFits,
     PairSums,
     fit_pairs,
-    join_sums,
-    patches,
     start_solution,
-    sum_patch,
+    sum_patches,
 )
-from bkgmatch.execution import run
+from bkgmatch.execution import Work
 from bkgmatch.exposures import LYOT, Exposure
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
 from bkgmatch.grids import Grid, common_grid
+from bkgmatch.journal import fingerprint
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.passes import Pass, PassesSolution, solve_passes
 from bkgmatch.reference import reference_tile, tile_names
 from bkgmatch.rejection import rejected_pairs
 from bkgmatch.solve import connected
 from bkgmatch.sources import background_level, source_mask
+from bkgmatch.stored import Shelf
 
 __all__ = [
     "LevelPairs",
@@ -210,9 +208,8 @@ def match_neighbourhood(
     members: np.ndarray,
     passes: Sequence[Pass],
     options: LevelMatchOptions,
-    cores: int,
+    work: Work,
     watch: Watch | None = None,
-    scratch: Path | None = None,
 ) -> Neighbourhood:
     """
     Match exposures that have one common grid.
@@ -229,12 +226,10 @@ def match_neighbourhood(
         Passes, for all exposures.
     options : LevelMatchOptions
         Options.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
     watch : callable, optional
         Called with names, result and cells.
-    scratch : Path, optional
-        Folder to keep the cells in, rather than in memory.
 
     Returns
     -------
@@ -250,8 +245,7 @@ def match_neighbourhood(
         [one.container for one in passes],
         p,
         options,
-        cores,
-        scratch,
+        work,
     )
     sums, used, sigma = measured.sums, measured.used, measured.sigma
     kept = sums.take(used)
@@ -297,8 +291,7 @@ def measure_neighbourhood(
     containers: Sequence[np.ndarray],
     p: int,
     options: LevelMatchOptions,
-    cores: int,
-    scratch: Path | None = None,
+    work: Work,
 ) -> Measured:
     """
     Measure the differences of exposures on a common grid.
@@ -317,10 +310,8 @@ def measure_neighbourhood(
         1 for constants, 3 for planes.
     options : LevelMatchOptions
         Options.
-    cores : int
-        Number of threads.
-    scratch : Path, optional
-        Folder to keep the cells in, rather than in memory.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
@@ -329,25 +320,26 @@ def measure_neighbourhood(
     """
     n = len(exposures)
     grid = common_grid(outlines, options.pixel_scale_ratio)
-    cutouts = run(lambda i: _placed(exposures[i], outlines[i], grid, options, scratch), range(n), cores=cores)
+    cutouts = work.run(
+        partial(_placed, grid=grid, options=options, shelf=work.shelf),
+        zip(exposures, outlines, strict=True),
+        what="Common cells",
+        name=lambda item: item[0].name,
+    )
     unit = float(np.median([c.half for c in cutouts]))
     touching = [(i, int(j)) for i, others in enumerate(candidate_neighbours(outlines)) for j in others if i < j]
-    fits = fit_pairs(cutouts, touching, p, unit, cores=cores)
+    fits = fit_pairs(cutouts, touching, p, unit, work=work)
     rejected = rejected_pairs(fits, np.array([c.extent for c in cutouts]), options)
     start = start_solution(n, fits.take(~rejected), unit)
 
-    def add_up(patch: tuple[tuple[int, int], list[int]]) -> PairSums:
-        return sum_patch(*patch, cutouts, start, units, containers)
-
-    sums = join_sums(run(add_up, patches(cutouts).items(), cores=cores), p)
+    sums = sum_patches(cutouts, start, units, containers, work=work)
     used = ~np.isin(_keys(sums, n), _keys(fits.take(rejected), n))
     sigma = np.array([np.sqrt(np.median(c.variance) * f) for c, f in zip(cutouts, start.noise, strict=True)])
     return Measured(grid, cutouts, unit, sums, used, sigma)
 
 
-def _placed(
-    exposure: Exposure, outline: Footprint, grid: Grid, options: LevelMatchOptions, scratch: Path | None
-) -> CutOut:
+def _placed(item: tuple[Exposure, Footprint], grid: Grid, options: LevelMatchOptions, shelf: Shelf) -> CutOut:
+    exposure, outline = item
     pixels = exposure.read()
     if options.do_sigma_clip:
         image = np.where(pixels.good, pixels.data, np.nan)
@@ -356,15 +348,8 @@ def _placed(
         cutout = place(pixels, outline, exposure.wcs, grid, reproject_func=options.reproject_func)
     except ValueError as error:
         raise ValueError(f"{exposure.name}: {error}") from error
-    return replace(cutout, value=_kept(cutout.value, scratch)) if scratch else cutout
-
-
-def _kept(array: np.ndarray, folder: Path) -> np.ndarray:
-    """Move an array to a file, of which the pages that are looked at are read again."""
-    handle, name = mkstemp(suffix=".npy", dir=folder)
-    os.close(handle)
-    np.save(name, array)
-    return np.load(name, mmap_mode="r")
+    digest = exposure.digest and fingerprint(exposure, outline, grid, options)
+    return replace(cutout, value=shelf.keep(cutout.value, digest), digest=digest)
 
 
 def _keys(pairs: PairSums | PairFits, n: int) -> np.ndarray:
@@ -446,6 +431,6 @@ def _background(
     measured: Measured, chosen: Sequence[int], coefficients: np.ndarray, options: LevelMatchOptions
 ) -> float:
     """Background of the matched exposures of a tile; 0 if all of it is sources."""
-    cutouts = [measured.cutouts[i] for i in chosen]
-    images = [c.value - c.function(coefficients[i], measured.unit) for i, c in zip(chosen, cutouts, strict=True)]
+    pairs = ((measured.cutouts[i], coefficients[i]) for i in chosen)
+    images = (c.value[...] - c.function(some, measured.unit) for c, some in pairs)
     return float(np.nan_to_num(background_level(images, options)))

@@ -64,7 +64,7 @@ def overlap_map(here: Footprint, neighbours: Sequence[Footprint]) -> OverlapMap:
     size = here.shape[0] * here.shape[1]
     if not neighbours:
         starts, stops, who = (np.empty(0, dtype=int) for _ in range(3))
-    elif here.lookup is not None:
+    elif here.exposure is not None:
         starts, stops, who = _lookup_intervals(here, neighbours)
     else:
         starts, stops, who = _outline_intervals(here, neighbours)
@@ -105,10 +105,9 @@ def _fill(points: np.ndarray, ring: np.ndarray, owner: np.ndarray, shape: tuple[
 
 def _lookup_intervals(here: Footprint, neighbours: Sequence[Footprint]) -> tuple[np.ndarray, ...]:
     """Compare pixel by pixel: a pixel lies on a neighbour if the nearest pixel there is good."""
-    assert here.lookup is not None
-    wcs, _ = here.lookup
+    assert here.exposure is not None
     y, x = np.indices(here.shape).reshape(2, -1)
-    vectors = sky_vectors(wcs, np.column_stack([x, y]))
+    vectors = sky_vectors(here.exposure.wcs, np.column_stack([x, y]))
     intervals = [_runs(_is_good(neighbour, vectors)) for neighbour in neighbours]
     who = np.repeat(np.arange(len(intervals)), [len(start) for start, _ in intervals])
     starts, stops = (np.concatenate(part) for part in zip(*intervals, strict=True))
@@ -116,8 +115,8 @@ def _lookup_intervals(here: Footprint, neighbours: Sequence[Footprint]) -> tuple
 
 
 def _is_good(neighbour: Footprint, vectors: np.ndarray) -> np.ndarray:
-    assert neighbour.lookup is not None
-    _, good = neighbour.lookup
+    assert neighbour.exposure is not None
+    good = neighbour.exposure.read().good
     ny, nx = neighbour.shape
     x, y = np.rint(neighbour.to_pixels(neighbour.project(vectors))).T.clip(-1, max(ny, nx)).astype(int)
     on_detector = (x >= 0) & (x < nx) & (y >= 0) & (y < ny)

@@ -14,13 +14,13 @@ from scipy import sparse
 from bkgmatch.differences import PairSums
 from bkgmatch.pairs import PairEquations, pair_equations
 from bkgmatch.priors import HELD, LOOSE, plausible_tilt, tilt_variances
-from bkgmatch.solve import NormalSystem, assemble, connected, diagonal_blocks, renumbered, unit_columns
+from bkgmatch.solve import NormalSystem, assemble, connected, renumbered
+from bkgmatch.stages import covariance_of_sums
 
 __all__ = ["Pass", "PassesSolution", "solve_passes"]
 
 _TRUSTED, _TRUST_ITERATIONS = 4.0, 10
 _DOUBTED, _MANY_PAIRS = 0.5, 10
-_BLOCK = 64
 
 
 class Pass(NamedTuple):
@@ -272,22 +272,39 @@ def _covariance(
     fixed: np.ndarray,
     counted: np.ndarray | None,
 ) -> np.ndarray:
-    """Errors of the summed functions relative to the mean of the component, backwards through the passes."""
-    covariance = np.full((n, p, p), np.nan)
-    inside = np.flatnonzero(component >= 0)
-    anchored = np.isin(component, component[fixed])
-    counted = np.ones(n, dtype=bool) if counted is None else counted
-    counted = counted | ~np.isin(component, component[counted])
-    size = np.bincount(component[inside], counted[inside]) if len(inside) else np.zeros(1)
-    for start in range(0, len(inside), _BLOCK):
-        some = inside[start : start + _BLOCK]
-        same = (component[:, None] == component[some]) & counted[:, None] & ~anchored[some]
-        means = (same / size[component[some]])[:, None, :, None] * np.eye(p)[:, None, :]
-        columns = unit_columns(some, n, p) - means.reshape(n * p, -1)
-        total = np.zeros((len(some), p, p))
-        for one in reversed(solved):
-            response = one.system.respond(one.units.T @ columns)
-            total += diagonal_blocks(response, one.spread, p) if response.size else 0
-            columns = columns - one.normal @ (one.units @ response)
-        covariance[some] = total
+    """Errors of the summed functions relative to the mean of the component."""
+    means, members = _mean_of_component(component, fixed, counted)
+    weights = np.kron(means.sum(axis=0)[:, None], np.eye(p))  # all components in one: they have nothing in common
+    response = _response(weights, solved).reshape(n, p, p)
+    own = members.T @ (means @ response.reshape(n, -1))
+    sums = covariance_of_sums([one.system.stage(one.spread).tied(one.units, one.normal) for one in solved], p)
+    covariance = sums - response - response.transpose(0, 2, 1) + own.reshape(n, p, p)
+    covariance[component < 0] = np.nan
     return covariance
+
+
+def _mean_of_component(
+    component: np.ndarray, fixed: np.ndarray, counted: np.ndarray | None
+) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """Weights of exposures in the mean of their component, (n_components, n), and 1 for those relative to it."""
+    afloat = np.flatnonzero((component >= 0) & ~np.isin(component, component[fixed]))
+    counted = np.ones(len(component), dtype=bool) if counted is None else counted
+    counted = counted | ~np.isin(component, component[counted])
+    shape = (component.max(initial=-1) + 1, len(component))
+    size = np.bincount(component[afloat], counted[afloat], minlength=shape[0])
+    place = component[afloat], afloat
+    members = sparse.coo_array((np.ones(len(afloat)), place), shape=shape).tocsr()
+    return sparse.coo_array((counted[afloat] / size[component[afloat]], place), shape=shape).tocsr(), members
+
+
+def _response(columns: np.ndarray, solved: Sequence[_Solved]) -> np.ndarray:
+    """Covariance of the exposures' functions with sums of them: backwards through the passes, and forwards."""
+    scattered = []
+    for one in reversed(solved):
+        back = one.system.respond(one.units.T @ columns)
+        scattered.append(one.spread @ back)
+        columns = columns - one.normal @ (one.units @ back)
+    response = np.zeros_like(columns)
+    for one, rhs in zip(solved, reversed(scattered), strict=True):
+        response = response + one.units @ one.system.respond(rhs - one.units.T @ (one.normal @ response))
+    return response

@@ -50,6 +50,13 @@ class PixelMap(NamedTuple):
         )
         return along_y @ self.coefficients @ along_x.T
 
+    def from_row(self, first: int, number: int) -> "PixelMap":
+        """Map to some rows of the image."""
+        coefficients, affine = self.coefficients.copy(), self.affine.copy()
+        coefficients[1, 0, 0] -= first
+        affine[1, 2] -= first
+        return self._replace(coefficients=coefficients, affine=affine, shape=(number, self.shape[1]))
+
     def covers(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Whether cells may lie on the image, shape (n_rows, n_columns): far outside it the series may do anything."""
         inside = [(at >= self.low[k] - 1e-9) & (at <= self.high[k] + 1e-9) for k, at in enumerate((columns, rows))]

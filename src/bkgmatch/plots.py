@@ -148,7 +148,7 @@ def _mosaic(cutouts: Sequence[CutOut], functions: Sequence[np.ndarray], unit: fl
     count = np.zeros(total.shape)
     for c, function in zip(cutouts, functions, strict=True):
         y, x = -(c.y - bottom) % step, -(c.x - left) % step
-        values = (c.value - c.function(function, unit))[y::step, x::step]
+        values = (c.value[...] - c.function(function, unit))[y::step, x::step]
         rows = slice((c.y - bottom + y) // step, (c.y - bottom + y) // step + values.shape[0])
         columns = slice((c.x - left + x) // step, (c.x - left + x) // step + values.shape[1])
         known = np.isfinite(values)

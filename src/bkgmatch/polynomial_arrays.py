@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bkgmatch.execution import run
+from bkgmatch.execution import HERE, Work
 from bkgmatch.pairs import pair_equations
 from bkgmatch.polynomial_sums import PolynomialSums, Weights, join, sum_pairs
 from bkgmatch.polynomials import Basis, degrees
@@ -29,7 +29,7 @@ def match_polynomials(
     default_container: Any = None,
     *,
     weights: Weights = "pairs",
-    cores: int = 1,
+    work: Work = HERE,
 ) -> Any:
     r"""
     Find polynomials that, subtracted from images, make them agree in the sense of least squares.
@@ -60,8 +60,8 @@ def match_polynomials(
         Without effect: nothing is put into temporary files.
     weights : {"pairs", "ml"}
         Weight of a pair of images in a pixel: ``1 / (sigma_n^2 + sigma_m^2)``; or that of maximum likelihood.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def match_polynomials(
         return sum_pairs(*pixels.values(some), basis.scaled(flat[:, some]), basis.degree, weights)
 
     n_chunks = 1 + len(used) * len(arrays) // _AT_ONCE
-    sums = join(run(of_chunk, np.array_split(used, n_chunks), cores=cores))
+    sums = join(work.run_here(of_chunk, np.array_split(used, n_chunks)))
     coefficients = _solution(len(arrays), sums, basis, solver.upper()) @ basis.to_powers([0.0] * len(shape)).T
     if not ext_return:
         return coefficients

@@ -14,6 +14,7 @@ HELD = 0.5
 """A coefficient is held by the prior if its error is more than this part of the prior's."""
 
 _TILTS = 3.0
+_TIES = 1 + 1e-6  # equal but for rounding
 
 
 def plausible_tilt(system: NormalSystem, found: np.ndarray, free: np.ndarray, sigma: float) -> float:
@@ -36,15 +37,15 @@ def plausible_tilt(system: NormalSystem, found: np.ndarray, free: np.ndarray, si
     float
         Standard deviation of a prior.
     """
-    variances = tilt_variances(system, system.normal).max(axis=1)
+    variances = tilt_variances(system).max(axis=1)
     known = free & np.isfinite(variances)
-    best = known & (variances <= np.median(variances[known])) if known.any() else known
+    best = known & (variances <= _TIES * np.median(variances[known])) if known.any() else known
     tilts = found[best, 1:]
     return float(np.clip(_TILTS * np.sqrt(np.mean(tilts**2)), sigma, LOOSE * sigma)) if tilts.size else sigma
 
 
-def tilt_variances(system: NormalSystem, spread: sparse.csr_array) -> np.ndarray:
-    """Return the variances, shape (n, p - 1), of all coefficients but the first; NaN for unknowns without pairs."""
+def tilt_variances(system: NormalSystem, scatter: sparse.sparray | None = None) -> np.ndarray:
+    """Variances, shape (n, p - 1), of all coefficients but the first, for a scatter of the right-hand side or N."""
     if system.p == 1:
         return np.zeros((system.n, 0))
-    return np.einsum("naa->na", system.covariance(spread))[:, 1:]
+    return np.einsum("naa->na", system.covariance(scatter))[:, 1:]

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 from scipy import sparse
 
 from bkgmatch.differences import PairSums, join_sums
-from bkgmatch.execution import run
+from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import Exposure, Pixels, handy_factor
 from bkgmatch.neighbourhoods import measure_neighbourhood, neighbourhoods, outline_of
 from bkgmatch.options import LevelMatchOptions, SkyMatchOptions
@@ -19,7 +20,7 @@ __all__ = ["solve_differences"]
 
 
 def solve_differences(
-    exposures: Sequence[Exposure], groups: np.ndarray, options: SkyMatchOptions, *, cores: int = 1
+    exposures: Sequence[Exposure], groups: np.ndarray, options: SkyMatchOptions, *, work: Work = HERE
 ) -> tuple[Solution, Offsets]:
     """
     Find the levels of groups of exposures from differences in common cells.
@@ -32,8 +33,8 @@ def solve_differences(
         Group of each exposure: its members share a level.
     options : SkyMatchOptions
         Limits of pixel values, and weights.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
@@ -47,7 +48,7 @@ def solve_differences(
     factor = handy_factor(exposures)
     limited = [_within_limits(exposures[i], options) for i in by_name]
     limited = limited if factor == 1 else [exposure.times(factor) for exposure in limited]
-    outlines = run(outline_of, limited, cores=cores)
+    outlines = work.run(outline_of, limited, what="Outlines", name=attrgetter("name"))
     units, together = groups[by_name], [np.zeros(n, dtype=int)]
     sums, sigma = [], np.zeros(n)
     for members in neighbourhoods(limited, outlines):
@@ -58,7 +59,7 @@ def solve_differences(
             [together[0][members]],
             1,
             LevelMatchOptions(min_area_percent=0.0),
-            cores,
+            work,
         )
         sigma[members] = measured.sigma
         found = measured.sums
@@ -81,12 +82,11 @@ def _within_limits(exposure: Exposure, options: SkyMatchOptions) -> Exposure:
     lower = -np.inf if options.lower is None else options.lower
     upper = np.inf if options.upper is None else options.upper
 
-    def read() -> Pixels:
-        pixels = exposure.read()
+    def limited(pixels: Pixels) -> Pixels:
         with np.errstate(invalid="ignore"):
             return replace(pixels, good=pixels.good & (pixels.data >= lower) & (pixels.data <= upper))
 
-    return exposure if np.isinf([lower, upper]).all() else replace(exposure, read=read)
+    return exposure if np.isinf([lower, upper]).all() else exposure.changed(limited, f"within {lower!r}, {upper!r}")
 
 
 def _in_order(solution: Solution) -> Solution:

@@ -1,6 +1,5 @@
 """Least squares over a graph of overlaps: one small block for each pair of exposures, solved directly."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,22 +8,20 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import SuperLU, splu
 
 from bkgmatch.pairs import Offsets, PairEquations, offset_equations
+from bkgmatch.stages import Stage, covariance_of_sums
 
 __all__ = [
     "NormalSystem",
     "Solution",
     "assemble",
     "connected",
-    "diagonal_blocks",
     "renumbered",
     "residuals",
     "robust_trust",
     "solve",
     "solve_offsets",
-    "unit_columns",
 ]
 
-_BLOCK = 128
 _LEAST_PIVOT = 1e-11  # relative to the diagonal
 _ROUNDING = 1e-14  # relative to the largest of the unknown's own: functions that are zero in all cells
 _ROBUST_LIMIT = 3.0
@@ -62,8 +59,8 @@ def solve(n: int, equations: PairEquations, *, scatter: sparse.sparray | None = 
     equations : PairEquations
         Equations of the pairs.
     scatter : sparse array, shape (n p, n p), optional
-        Covariance of the summed right-hand side, for pairs whose errors are not independent or whose weights are
-        not inverse variances. By default the normal matrix itself, which is right for independent pairs.
+        Covariance of the summed right-hand side of pairs, whose errors are not independent or whose weights are not
+        inverse variances. By default the normal matrix itself, which is right for independent pairs.
 
     Returns
     -------
@@ -82,11 +79,9 @@ def solve(n: int, equations: PairEquations, *, scatter: sparse.sparray | None = 
     ``P N^+ S N^+ P`` (the sandwich of Huber 1967, *Proc. Fifth Berkeley Symp.* 1, 221).
     """
     system = NormalSystem(n, equations)
-    component = system.component
     coefficients = system.solution()
-    covariance = system.covariance(system.normal if scatter is None else scatter.tocsr())
-    coefficients[component < 0] = np.nan
-    return Solution(coefficients, covariance, component)
+    coefficients[system.component < 0] = np.nan
+    return Solution(coefficients, system.covariance(scatter), system.component)
 
 
 class NormalSystem:
@@ -130,23 +125,26 @@ class NormalSystem:
         self.component = _components(n, equations)
         self.normal, self._rhs = assemble(n, equations)
         held = np.zeros(n, dtype=bool) if held is None else held
-        prior = np.broadcast_to(np.zeros(p) if prior is None else prior, (n, p))
-        if prior.any():
-            self.normal = (self.normal + sparse.diags_array(prior.ravel())).tocsr()
+        self._prior = np.broadcast_to(np.zeros(p) if prior is None else prior, (n, p))
+        if self._prior.any():
+            self.normal = (self.normal + sparse.diags_array(self._prior.ravel())).tocsr()
         is_free = np.tile((self.component >= 0) & ~held, (p, 1)).T
-        is_free[np.ix_(self._first_of_afloat(held), ~prior.any(axis=0))] = False
+        self._afloat, first = self._components_without(held)
+        is_free[np.ix_(first, ~self._prior.any(axis=0))] = False
+        self._fixed = np.append(np.flatnonzero(held), first)
         self._free = np.flatnonzero(is_free)
         diagonal = self.normal.diagonal().reshape(n, p)
         least = np.maximum(_LEAST_PIVOT * diagonal, _ROUNDING * diagonal.max(axis=1, keepdims=True)).ravel()
         free = self.normal[self._free][:, self._free].tocsc()
         self._factors = _factorise(free, least[self._free]) if self._free.size else None
 
-    def _first_of_afloat(self, held: np.ndarray) -> np.ndarray:
-        """First unknown of each component in which none is held; remembers the members of these."""
+    def _components_without(self, held: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
+        """Members of the components in which no unknown is held, and the first of each."""
         anchored = np.unique(self.component[held & (self.component >= 0)])
-        self._afloat = np.where(np.isin(self.component, anchored), -1, self.component)
-        numbers, first = np.unique(self._afloat, return_index=True)
-        return first[numbers >= 0]
+        inside = np.flatnonzero((self.component >= 0) & ~np.isin(self.component, anchored))
+        _, first, number = np.unique(self.component[inside], return_index=True, return_inverse=True)
+        members = sparse.coo_array((np.ones(len(inside)), (number, inside)), shape=(len(first), self.n)).tocsr()
+        return members, inside[first]
 
     def solution(self) -> np.ndarray:
         """Coefficients that solve the equations, shape (n, p)."""
@@ -159,42 +157,37 @@ class NormalSystem:
             solution[self._free] = self._factors.solve(self._centred(rhs)[self._free])
         return self._centred(solution)
 
-    def covariance(self, spread: sparse.csr_array) -> np.ndarray:
-        """Covariance of each unknown, (n, p, p), if that of the right-hand side is ``spread``; NaN without pairs."""
-        covariance = np.full((self.n, self.p, self.p), np.nan)
-        for some in self.blocks():
-            covariance[some] = diagonal_blocks(self.respond(unit_columns(some, self.n, self.p)), spread, self.p)
+    def covariance(self, scatter: sparse.sparray | None = None) -> np.ndarray:
+        """
+        Find the covariance of each unknown, relative to the mean of its component where nothing is held.
+
+        Parameters
+        ----------
+        scatter : sparse array, shape (n p, n p), optional
+            Covariance of the right-hand side; that of pairs does not change when the same coefficients are added to
+            both unknowns. By default the normal matrix itself.
+
+        Returns
+        -------
+        ndarray, shape (n, p, p)
+            NaN for unknowns in no equation.
+        """
+        covariance = covariance_of_sums([self.stage(scatter)], self.p)
+        covariance[self.component < 0] = np.nan
         return covariance
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Unknowns that occur in equations, a few at a time."""
-        inside = np.flatnonzero(self.component >= 0)
-        return (inside[start : start + _BLOCK] for start in range(0, len(inside), _BLOCK))
+    def stage(self, scatter: sparse.sparray | None = None) -> Stage:
+        """Equations for the covariance of functions, if that of the right-hand side is the scatter."""
+        is_free = self.component >= 0
+        is_free[self._fixed] = False
+        scatter = self.normal if scatter is None else scatter
+        normal, spread, afloat = (sparse.coo_array(array) for array in (self.normal, scatter, self._afloat))
+        return Stage.of(normal, spread, self._prior, is_free, afloat)
 
     def _centred(self, columns: np.ndarray) -> np.ndarray:
-        inside = self._afloat >= 0
-        if not inside.any():
-            return columns
-        blocks = columns.reshape(self.n, self.p, -1).copy()
-        number = self._afloat[inside]
-        members = sparse.coo_array((np.ones(len(number)), (number, np.arange(len(number))))).tocsr()
-        flat = blocks[inside].reshape(len(number), -1)
-        means = (members @ flat) / np.maximum(members.sum(axis=1), 1)[:, None]
-        blocks[inside] = (flat - means[number]).reshape(len(number), *blocks.shape[1:])
-        return blocks.reshape(columns.shape)
-
-
-def unit_columns(some: np.ndarray, n: int, p: int) -> np.ndarray:
-    """Columns of the unit matrix, shape (n p, len(some) p), for all coefficients of some unknowns."""
-    columns = np.zeros((n * p, len(some) * p))
-    columns[(some[:, None] * p + np.arange(p)).ravel(), np.arange(len(some) * p)] = 1
-    return columns
-
-
-def diagonal_blocks(response: np.ndarray, spread: sparse.csr_array, p: int) -> np.ndarray:
-    """Blocks, shape (m, p, p), of ``response.T @ spread @ response``, for a response of shape (n p, m p)."""
-    scattered = (spread @ response).reshape(len(response), -1, p)
-    return np.einsum("fma,fmb->mab", response.reshape(scattered.shape), scattered)
+        blocks = columns.reshape(self.n, -1)
+        means = (self._afloat @ blocks) / self._afloat.sum(axis=1)[:, None]
+        return (blocks - self._afloat.T @ means).reshape(columns.shape)
 
 
 def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False) -> tuple[Solution, Offsets]:
@@ -219,27 +212,26 @@ def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False)
     """
     n = int(groups.max()) + 1
     one, two = groups[offsets.first], groups[offsets.second]
-
-    def solution(weight: np.ndarray) -> Solution:
-        design = sparse.coo_array(
-            (
-                np.concatenate([weight, -weight]),
-                (np.concatenate([one, two]), np.tile(np.arange(len(one)), 2)),
-            ),
-            shape=(n, len(one)),
-        ).tocsr()
-        transfer = design @ offsets.loading
-        equations = offset_equations(one, two, offsets.offset, weight)
-        return solve(n, equations, scatter=(transfer @ offsets.scatter @ transfer.T).tocsr())
-
     weight = offsets.full_weight
-    result = solution(weight)
     for iteration in range(_ROBUST_ITERATIONS if robust and len(weight) else 0):
-        pulls = np.abs(residuals(offsets, groups, result)) * np.sqrt(offsets.full_weight)
+        levels = NormalSystem(n, offset_equations(one, two, offsets.offset, weight)).solution()[:, 0]
+        pulls = np.abs(offsets.offset - (levels[one] - levels[two])) * np.sqrt(offsets.full_weight)
         scale = max(float(np.median(pulls)) / 0.6745, 1e-300)
         weight = offsets.full_weight * robust_trust(pulls / scale, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
-        result = solution(weight)
-    return result, replace(offsets, weight=weight)
+    weighted = replace(offsets, weight=weight)
+    equations = offset_equations(one, two, offsets.offset, weight)
+    return solve(n, equations, scatter=_level_scatter(weighted, one, two, n)), weighted
+
+
+def _level_scatter(offsets: Offsets, one: np.ndarray, two: np.ndarray, n: int) -> sparse.csr_array:
+    """Covariance of the right-hand side, shape (n, n), that follows from shared pixels."""
+    pairs = np.tile(np.arange(len(one)), 2)
+    signed = np.concatenate([offsets.weight, -offsets.weight])
+    design = sparse.coo_array((signed, (np.concatenate([one, two]), pairs)), shape=(n, len(one))).tocsr()
+    transfer = design @ offsets.loading
+    scatter = offsets.scatter.copy()
+    scatter.eliminate_zeros()  # of overlaps that share no pixels: they would make it much denser
+    return (transfer @ scatter @ transfer.T).tocsr()
 
 
 def robust_trust(pulls: np.ndarray, *, last: bool) -> np.ndarray:

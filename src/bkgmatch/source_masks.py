@@ -7,6 +7,7 @@ import numpy as np
 from regions import SkyRegion
 
 from bkgmatch.detection import deviation, find_sources, flat_mosaic, local_noise
+from bkgmatch.execution import HERE, Work
 from bkgmatch.image_stack import ImageStack
 from bkgmatch.masks import inside_regions
 from bkgmatch.mosaics import Canvas, Mosaic
@@ -39,7 +40,7 @@ class SourceGuide:
 
 
 def mask_sources(
-    stack: ImageStack, options: ImageForImageOptions, guide: SourceGuide, *, cores: int = 1
+    stack: ImageStack, options: ImageForImageOptions, guide: SourceGuide, *, work: Work = HERE
 ) -> tuple[list[Mosaic], list[float]]:
     """
     Find the sources of exposures, and mask them.
@@ -52,8 +53,8 @@ def mask_sources(
         Options.
     guide : SourceGuide
         What is known of the sources.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
@@ -76,7 +77,7 @@ def mask_sources(
     if guide.mask is None and members:
         fields = Canvas.of([exposure.wcs for exposure in stack.exposures], stack.shape)
         for _ in range(options.maxiters - (given is not None)):
-            before, own = own, _in_mosaics(stack, fields, options, members, cores)
+            before, own = own, _in_mosaics(stack, fields, options, members, work)
             owners = {i: mask for field, mask in zip(fields, own, strict=True) for i in field.members}
             _paint(stack, guide, given, owners)
             if _settled(before, own):
@@ -85,12 +86,12 @@ def mask_sources(
 
 
 def _in_mosaics(
-    stack: ImageStack, fields: Sequence[Canvas], options: ImageForImageOptions, members: float, cores: int
+    stack: ImageStack, fields: Sequence[Canvas], options: ImageForImageOptions, members: float, work: Work
 ) -> list[Mosaic]:
     """Masks of the sources in the mosaic of each field, of the exposures less the backgrounds that are known by now."""
     stack.merge_for_sources()
     noise = stack.subtract()
-    mosaics = [field.mosaic(stack.values.__getitem__, noise, cores=cores) for field in fields]
+    mosaics = [field.mosaic(stack.values, noise, work=work) for field in fields]
     return [_detected(mosaic, options, members) for mosaic in mosaics]
 
 

@@ -1,12 +1,21 @@
 """Masks of sources, and the background without them."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
 import numpy as np
-from astropy.stats import sigma_clipped_stats
+from astropy.stats import SigmaClippedStats
 from scipy import ndimage
 
 from bkgmatch.options import LevelMatchOptions
 
 __all__ = ["background_level", "source_mask"]
+
+_FEW = 1 << 22  # values that are sorted, and not binned
+_PER_UNIT, _UNITS = 1024, 100  # bins, and how many units of the inverse hyperbolic sine they reach to either side
+_BLOCK = 1 << 20
+_QUARTILES = 1.349  # standard deviations between them
+_LEAST_SCALE = 1e-9  # relative
 
 
 def source_mask(image: np.ndarray, options: LevelMatchOptions) -> np.ndarray:
@@ -29,32 +38,98 @@ def source_mask(image: np.ndarray, options: LevelMatchOptions) -> np.ndarray:
     good = np.isfinite(image)
     if not good.any():
         return np.zeros(image.shape, dtype=bool)
-    mean, _, deviation = sigma_clipped_stats(image[good], sigma=options.sigma, maxiters=options.max_iters)
-    bright = np.greater(image, mean + options.sigma * deviation, where=good, out=np.zeros(image.shape, dtype=bool))
-    labels, count = ndimage.label(bright, np.ones((3, 3)))
-    is_source = np.bincount(labels.ravel(), minlength=count + 1) >= options.npixels
-    is_source[0] = False
+    clipped = SigmaClippedStats(image[good], sigma=options.sigma, maxiters=options.max_iters)
+    threshold = clipped.mean() + options.sigma * clipped.std()
+    del clipped
+    mask = np.greater(image, threshold, where=good, out=np.zeros(image.shape, dtype=bool))
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    labels = labels[mask]
+    mask[mask] = np.bincount(labels)[labels] >= options.npixels
     side = max(options.dilate_size, 1)
-    return ndimage.maximum_filter(is_source[labels], side, origin=side % 2 - 1)  # even squares reach up and right
+    return ndimage.maximum_filter(mask, side, origin=side % 2 - 1)  # even squares reach up and right
 
 
-def background_level(images: list[np.ndarray], options: LevelMatchOptions) -> float:
+def background_level(images: Iterable[np.ndarray], options: LevelMatchOptions) -> float:
     """
     Find the background of images of one tile.
 
     Parameters
     ----------
-    images : list of ndarray
-        Images, NaN where they are not good.
+    images : iterable of ndarray
+        Images, NaN where they are not good. One at a time is in memory.
     options : LevelMatchOptions
         Threshold of sources, and of clipping.
 
     Returns
     -------
     float
-        Clipped median of the pixels without sources; NaN if there are none.
+        Clipped median of the pixels without sources; NaN if there are none. Of many pixels it is found in narrow bins:
+        the error of this is less than 3 % of the standard error of the median.
     """
-    values = np.concatenate([image[np.isfinite(image) & ~source_mask(image, options)] for image in images])
+    bins: _Bins | None = None
+    waiting: list[np.ndarray] = []
+    for image in images:
+        waiting.append(image[np.isfinite(image) & ~source_mask(image, options)])
+        if sum(values.size for values in waiting) > _FEW:
+            bins = bins or _Bins.around(waiting[0])
+            bins.add(waiting)
+            waiting = []
+    if bins is not None:
+        bins.add(waiting)
+        return bins.clipped_median(options)
+    values = np.concatenate([*waiting, np.empty(0, dtype=np.float32)])
     if not values.size:
         return float("nan")
-    return float(sigma_clipped_stats(values, sigma=options.sigma, maxiters=options.max_iters)[1])
+    return float(SigmaClippedStats(values, sigma=options.sigma, maxiters=options.max_iters).median())
+
+
+@dataclass(frozen=True)
+class _Bins:
+    """
+    Values in bins of equal width in the inverse hyperbolic sine: a thousandth of the scale near the centre.
+
+    ``sums`` has, for each bin, the number of values, and the sums of their distances from the centre, in scales, and of
+    the squares of these.
+    """
+
+    centre: float
+    scale: float
+    sums: np.ndarray = field(default_factory=lambda: np.zeros((3, 2 * _PER_UNIT * _UNITS + 1)))
+
+    @classmethod
+    def around(cls, values: np.ndarray) -> "_Bins":
+        """Bins for values like these."""
+        low, centre, high = np.percentile(values, [25, 50, 75]).tolist() if values.size else (0.0, 0.0, 0.0)
+        least = _LEAST_SCALE * (abs(centre) or 1.0)
+        return cls(centre, max((high - low) / _QUARTILES, least))
+
+    def add(self, arrays: Iterable[np.ndarray]) -> None:
+        """Count values."""
+        for values in arrays:
+            for start in range(0, values.size, _BLOCK):
+                distance = (values[start : start + _BLOCK] - np.float64(self.centre)) / self.scale
+                bins = np.rint(_PER_UNIT * np.arcsinh(distance)).astype(np.int64) + _PER_UNIT * _UNITS
+                for total, weights in zip(self.sums, (None, distance, distance**2), strict=True):
+                    total += np.bincount(bins, weights, total.size)
+
+    def clipped_median(self, options: LevelMatchOptions) -> float:
+        """Median of the values without those that are too far from it; of bins at the limits, a part counts."""
+        used = np.flatnonzero(self.sums[0])
+        kept, width = self.sums[:, used], np.cosh((used - _PER_UNIT * _UNITS) / _PER_UNIT) / _PER_UNIT
+        mean, share = kept[1] / kept[0], np.ones(len(used))
+        for _ in range(options.max_iters):
+            number, total, squares = (kept * share).sum(axis=1)
+            limit = options.sigma * np.sqrt(max(squares / number - (total / number) ** 2, 0))
+            distance = np.abs(mean - _median(kept[0] * share, mean, width))
+            before, share = share, np.minimum(share, np.clip((limit - distance) / width + 0.5, 0, 1))
+            if np.array_equal(before, share):
+                break
+        return self.centre + self.scale * _median(kept[0] * share, mean, width)
+
+
+def _median(number: np.ndarray, mean: np.ndarray, width: np.ndarray) -> float:
+    """Median of binned values, interpolated within its bin."""
+    below = np.cumsum(number)
+    k = int(np.searchsorted(below, below[-1] / 2))
+    part = 0.5 - (below[k] - below[-1] / 2) / number[k]
+    return float(mean[k] + part * width[k])

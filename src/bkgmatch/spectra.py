@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
 import numpy as np
 from scipy.spatial import cKDTree
 from threadpoolctl import threadpool_limits
 
-from bkgmatch.execution import run
+from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import SpectralExposure, check_names
 from bkgmatch.footprints import unit_vectors
 from bkgmatch.options import MRSIMatchOptions
@@ -111,7 +113,7 @@ class SpectralMatch:
 
 
 def match_spectra(
-    exposures: Sequence[SpectralExposure], options: MRSIMatchOptions | None = None, *, cores: int = 1
+    exposures: Sequence[SpectralExposure], options: MRSIMatchOptions | None = None, *, work: Work = HERE
 ) -> SpectralMatch:
     """
     Match the backgrounds of spectral exposures of one range of wavelengths.
@@ -122,8 +124,8 @@ def match_spectra(
         Exposures with unique names.
     options : MRSIMatchOptions, optional
         Options; the defaults are those of the step.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
@@ -165,9 +167,13 @@ def match_spectra(
     for members in _neighbourhoods([exposures[i] for i in order]):
         some = [exposures[order[i]] for i in members]
         grid = _common_grid(some, options)
-        voxels = run(lambda e, grid=grid: fill(e.read(), grid), some, cores=cores)  # type: ignore[misc]
-        found.append((order[members], match_voxels([e.name for e in some], voxels, grid, options, cores=cores)))
+        voxels = work.run(partial(_filled, grid=grid), some, what="Voxels", name=attrgetter("name"))
+        found.append((order[members], match_voxels([e.name for e in some], voxels, grid, options, work=work)))
     return _joined([e.name for e in exposures], found)
+
+
+def _filled(exposure: SpectralExposure, grid: VoxelGrid) -> Voxels:
+    return fill(exposure.read(), grid)
 
 
 def match_voxels(
@@ -176,7 +182,7 @@ def match_voxels(
     grid: VoxelWorld,
     options: MRSIMatchOptions,
     *,
-    cores: int = 1,
+    work: Work = HERE,
 ) -> SpectralMatch:
     """
     Match the backgrounds of exposures whose voxels are known.
@@ -191,8 +197,8 @@ def match_voxels(
         The grid: a `VoxelGrid`, or another object that has its ``world``.
     options : MRSIMatchOptions
         Options.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
@@ -204,7 +210,7 @@ def match_voxels(
     if not has_pixels.any():
         return _nothing(names, options, status)
     with threadpool_limits(1, "blas"):  # small matrices in many threads are slower, not faster
-        fit = fit_spectra(voxels, grid, options, cores=cores)
+        fit = fit_spectra(voxels, grid, options, work=work)
     status[fit.overlaps] = CLIPPED
     status[fit.component >= 0] = MATCHED
     return _documented(names, status, fit)

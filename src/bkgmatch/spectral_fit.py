@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bkgmatch.execution import HERE, Work
 from bkgmatch.options import MRSIMatchOptions
 from bkgmatch.pairs import pair_equations
 from bkgmatch.polynomial_sums import PolynomialSums
@@ -106,7 +107,7 @@ class SpectralFit:
 
 
 def fit_spectra(
-    voxels: Sequence[Voxels], grid: VoxelWorld, options: MRSIMatchOptions, *, cores: int = 1
+    voxels: Sequence[Voxels], grid: VoxelWorld, options: MRSIMatchOptions, *, work: Work = HERE
 ) -> SpectralFit:
     """
     Fit polynomials whose differences are those of exposures in common voxels.
@@ -119,8 +120,8 @@ def fit_spectra(
         The grid.
     options : MRSIMatchOptions
         Options.
-    cores : int
-        Number of threads.
+    work : Work, optional
+        How the work is done; by default in the calling thread, in memory.
 
     Returns
     -------
@@ -135,16 +136,14 @@ def fit_spectra(
     wavelength to the next and for those that do not, as where slices sample the core of a star differently.
     """
     samples = Samples.of(voxels, grid, options.degree)
-    state = _converged(samples, options, cores)
+    state = _converged(samples, options, work)
     values = state.values(samples)
-    sums = samples.sum(values, state.precision, samples.basis.degree, options.weights, cores)
+    sums = samples.sum(values, state.precision, samples.basis.degree, options.weights, work)
     if not len(sums.first):
         return _unmatched(samples)
     prior = _prior(samples, sums, _scale(samples, state))
     coefficients, prior, bounded = _bounded(samples, sums, prior, state.trust)
-    likely = (
-        sums if options.weights == "ml" else samples.sum(values, state.precision, samples.basis.degree, "ml", cores)
-    )
+    likely = sums if options.weights == "ml" else samples.sum(values, state.precision, samples.basis.degree, "ml", work)
     system = _system(samples, likely, prior)
     covariance = _misfit(samples, replace(state, coefficients=coefficients)) * system.covariance(system.normal)
     alone = system.component < 0
@@ -163,11 +162,11 @@ def fit_spectra(
         mean_terms,
         npix,
         _overlaps(samples),
-        _residuals(samples, values, final.left(samples), state.precision, cores),
+        _residuals(samples, values, final.left(samples), state.precision, work),
     )
 
 
-def _converged(samples: Samples, options: MRSIMatchOptions, cores: int) -> State:
+def _converged(samples: Samples, options: MRSIMatchOptions, work: Work) -> State:
     state = State(
         np.zeros((samples.n, samples.basis.size)),
         np.zeros((3, len(samples.number))),
@@ -176,24 +175,24 @@ def _converged(samples: Samples, options: MRSIMatchOptions, cores: int) -> State
         np.ones(samples.n),
     )
     clips = options.clip == "pairs" and options.maxiters > 0
-    state = _solved(samples, state, options, cores)
+    state = _solved(samples, state, options, work)
     for _ in range(_ROUGH_ITERATIONS if clips else 0):  # least absolute deviations, which bad voxels hardly move
         before, trust = state.trust, robust_trust(deviations(samples, state), last=False)
-        state = _solved(samples, replace(state, trust=trust), options, cores)
+        state = _solved(samples, replace(state, trust=trust), options, work)
         if np.mean(np.abs(trust - before)) < _SETTLED:
             break
     for iteration in range(options.maxiters if clips else _ITERATIONS):
         state, pulls = measured(samples, state)
         trust = (pulls < options.sigma).astype(float) if clips else state.trust
         settled = clips and np.array_equal(trust, state.trust)
-        state = _solved(samples, steeper(samples, replace(state, trust=trust)), options, cores)
+        state = _solved(samples, steeper(samples, replace(state, trust=trust)), options, work)
         if settled and iteration >= _LEAST_ITERATIONS:
             break
     return state
 
 
-def _solved(samples: Samples, state: State, options: MRSIMatchOptions, cores: int) -> State:
-    sums = samples.sum(state.values(samples), state.precision, samples.basis.degree, options.weights, cores)
+def _solved(samples: Samples, state: State, options: MRSIMatchOptions, work: Work) -> State:
+    sums = samples.sum(state.values(samples), state.precision, samples.basis.degree, options.weights, work)
     if not len(sums.first):
         return state
     prior = _shape_prior(samples, sums, LOOSE * _scale(samples, state))
@@ -295,10 +294,10 @@ def _overlaps(samples: Samples) -> np.ndarray:
 
 
 def _residuals(
-    samples: Samples, values: np.ndarray, left: np.ndarray, precision: np.ndarray, cores: int
+    samples: Samples, values: np.ndarray, left: np.ndarray, precision: np.ndarray, work: Work
 ) -> PairResiduals:
     constant = (0,) * len(samples.basis.degree)
-    before, after = (samples.sum(v, precision, constant, "pairs", cores) for v in (values, left))
+    before, after = (samples.sum(v, precision, constant, "pairs", work) for v in (values, left))
     total = before.moments[:, 0]
     return PairResiduals(
         before.first,

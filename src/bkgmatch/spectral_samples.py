@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from bkgmatch.execution import run
+from bkgmatch.execution import Work
 from bkgmatch.polynomial_sums import PolynomialSums, Weights, join, sum_pairs
 from bkgmatch.polynomials import Basis
 from bkgmatch.voxels import Voxels, columns, middles, neighbours, patch_numbers
@@ -190,7 +190,7 @@ class Samples:
         return np.concatenate([self.basis.evaluate(c, scaled[:, part]) for c, part in pairs])
 
     def sum(
-        self, values: np.ndarray, precision: np.ndarray, degree: tuple[int, ...], weights: Weights, cores: int
+        self, values: np.ndarray, precision: np.ndarray, degree: tuple[int, ...], weights: Weights, work: Work
     ) -> PolynomialSums:
         """Sum over the common voxels of all pairs."""
 
@@ -199,7 +199,7 @@ class Samples:
             return sums._replace(first=patch.members[sums.first], second=patch.members[sums.second])
 
         none = sum_pairs(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros((len(degree), 0)), degree, weights)
-        return join([none, *run(of_patch, self.patches, cores=cores)])
+        return join([none, *work.run_here(of_patch, self.patches)])
 
     def sky(self, left: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the weighted mean in each voxel, and its variance; NaN where there is none."""

@@ -82,9 +82,9 @@ def levels(
             raise ValueError(f"zero_point={exposure.name}: this exposure overlaps no other; choose one that does")
     matched, error = solution.coefficients[:, 0].copy(), np.sqrt(solution.covariance[:, 0, 0])
     scope = solution.component if options.zero_point_scope == "component" else np.minimum(solution.component, 0)
-    for member in range(scope.max(initial=-1) + 1):
-        inside = np.flatnonzero(scope == member)
-        matched[inside] += _zero_point(exposures, options, groups, matched, inside, sky)
+    backgrounds = np.array([i for i, e in enumerate(exposures) if e.is_background and np.isfinite(sky[i])], dtype=int)
+    for inside, members in zip(_members(scope), _members(scope[groups]), strict=True):
+        matched[inside] += _zero_point(exposures, options, groups, matched, inside, members, sky, backgrounds)
     if options.is_global:
         return _add_global(groups, options, scope, matched, error, lowest, lowest_error)
     return matched[groups], error[groups]
@@ -125,25 +125,31 @@ def _lowest_of_all(sets: np.ndarray, level: np.ndarray, error: np.ndarray) -> tu
     return least[sets], least_error[sets]
 
 
+def _members(number: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of each number from 0 on."""
+    order = np.argsort(number, kind="stable")
+    return np.split(order, np.searchsorted(number[order], np.arange(number.max(initial=-1) + 2)))[1:-1]
+
+
 def _zero_point(
     exposures: Sequence[Exposure],
     options: SkyMatchOptions,
     groups: np.ndarray,
     matched: np.ndarray,
     inside: np.ndarray,
+    members: np.ndarray,
     sky: np.ndarray,
+    backgrounds: np.ndarray,
 ) -> float:
     """Return what to add to the levels of some groups, which have mean zero over each component."""
     policy = options.zero_point
-    members = np.flatnonzero(np.isin(groups, inside)).tolist()
     named = [i for i in members if exposures[i].name == policy]
     if named:
         return -matched[groups[named[0]]]
     if policy == "background":
-        backgrounds = [i for i, e in enumerate(exposures) if e.is_background and np.isfinite(sky[i])]
-        if not backgrounds:
+        if not len(backgrounds):
             raise ValueError("zero_point='background': no dedicated background has good pixels; choose another")
-        targets = [i for i in members if not exposures[i].is_background] or members
+        targets = [i for i in members if not exposures[i].is_background] or members.tolist()
         gaps = np.abs(np.subtract.outer(*(np.array([exposures[i].time for i in s]) for s in (targets, backgrounds))))
         nearest, background = np.unravel_index(gaps.argmin(), gaps.shape)
         return sky[backgrounds[background]] - matched[groups[targets[nearest]]]

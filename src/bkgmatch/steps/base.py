@@ -1,6 +1,7 @@
 """What all steps do alike: parameter references, names of results, and the association of what they save."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,8 +10,11 @@ from jwst.stpipe import Step
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.associations import HEAD, association, write_association
+from bkgmatch.journal import Journal
 from bkgmatch.steps.crds import OptionalCrds
 from bkgmatch.steps.library import without_suffix
+from bkgmatch.steps.streamed import quick_collection
+from bkgmatch.workspace import ended_by_signals
 
 __all__ = ["BackgroundStep"]
 
@@ -20,8 +24,30 @@ log = logging.getLogger("stpipe.bkgmatch.base")
 class BackgroundStep(OptionalCrds, Step):
     """A step of bkgmatch."""
 
+    spec = """
+        # Memory and speed:
+        in_memory = boolean(default=True) # If False, preserve memory using temporary files
+        temp_dir = string(default=None) # folder for temporary files; by default that of the system
+        maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
+        dask_scheduler = string(default=None) # address of a running Dask cluster that does the work, such as tcp://127.0.0.1:8786
+    """
+
     reference_file_types: ClassVar[list[str]] = []
     association_type: ClassVar[str] = "image3"
+
+    def run(self, *args: Any) -> Any:
+        """Run the step. Temporary files are removed however it ends; what was measured is kept if it fails."""
+        self.journals: list[Journal] = []
+        try:
+            with ended_by_signals(), nullcontext() if self.in_memory else quick_collection():
+                result = super().run(*args)
+        except BaseException:
+            for journal in self.journals:
+                journal.tell()
+            raise
+        for journal in self.journals:
+            journal.close()
+        return result
 
     def remove_suffix(self, name: str) -> tuple[str, str | None]:
         """Remove the suffix of an earlier step; jwst does not know ours."""

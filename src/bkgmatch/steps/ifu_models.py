@@ -14,9 +14,21 @@ from jwst.stpipe import Step
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
+from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import SpectralExposure, SpectralPixels
-from bkgmatch.steps.inputs import check_inputs, check_outputs, is_association, open_library, read_file, unreadable
+from bkgmatch.journal import file_digest, fingerprint
+from bkgmatch.steps.inputs import (
+    check_inputs,
+    check_outputs,
+    exposure_files,
+    is_association,
+    open_library,
+    read_file,
+    unreadable,
+    use_file,
+)
 from bkgmatch.steps.library import bad_dq_bits, unique_names
+from bkgmatch.stored import StoredArray
 
 __all__ = ["IFUModels", "Models", "channel_pixels", "open_models", "world"]
 
@@ -31,7 +43,7 @@ _SLICES = {"1": 0.177, "2": 0.280, "3": 0.390, "4": 0.656}  # arcsec, Wells et a
 _COARSE = 8
 
 
-def open_models(step: Step, inputs: Sequence[Any]) -> tuple[Models, bool]:
+def open_models(step: Step, inputs: Sequence[Any]) -> tuple[Models, list[Path], bool]:
     """
     Check and open what a step is given.
 
@@ -45,8 +57,10 @@ def open_models(step: Step, inputs: Sequence[Any]) -> tuple[Models, bool]:
     Returns
     -------
     models : ModelContainer or ModelLibrary
-        The library that was given, or with ``in_memory=False`` that of an association; else a container, because that
-        is what the steps of calwebb_spec3 take.
+        The library that was given, or with ``in_memory=False`` that of an association or of files; else a container,
+        because that is what the steps of calwebb_spec3 take.
+    files : list of Path
+        The files of the exposures, as they are in the set, if they are all given as files.
     is_single : bool
         Whether one model or one file was given, and not a set.
 
@@ -56,13 +70,15 @@ def open_models(step: Step, inputs: Sequence[Any]) -> tuple[Models, bool]:
         If an input cannot be used.
     """
     given = inputs[0] if len(inputs) == 1 else list(inputs)
-    check_outputs(step, check_inputs(given), given)
+    files = check_inputs(given)
+    check_outputs(step, files, given)
     is_set = is_association(given)
-    if isinstance(given, ModelLibrary) or (is_set and not step.in_memory):
-        return open_library(given, in_memory=step.in_memory), False
     is_single = isinstance(given, str | Path | JwstDataModel) and not is_set
+    if isinstance(given, ModelLibrary) or (files and not is_single and not step.in_memory):
+        library = open_library(given, in_memory=step.in_memory, temp_dir=step.temp_dir)
+        return library, exposure_files(library, files), False
     if is_set:
-        return _open_association(given), False
+        return _open_association(given), files, False
     given = step.prepare_output(given, open_models=False)
     is_container = isinstance(given, ModelContainer)
     members = [given] if is_single and not is_container else list(given or [])
@@ -71,9 +87,9 @@ def open_models(step: Step, inputs: Sequence[Any]) -> tuple[Models, bool]:
             "there are no exposures to match; give an association or files, such as *_mirifushort_cal.fits"
         )
     if is_container:
-        return given, False
+        return given, [], False
     opened = [m if isinstance(m, JwstDataModel) else read_file(m, datamodels.open) for m in members]
-    return ModelContainer(opened), is_single
+    return ModelContainer(opened), files, is_single
 
 
 def _open_association(given: Any) -> ModelContainer:
@@ -131,6 +147,10 @@ class IFUModels:
         DQ flags of good pixels.
     check : callable, optional
         ``check(model)`` is called for each science exposure, and raises an error if it must not be matched.
+    work : Work
+        How work is done: workers that do not share the memory of this process read the files themselves.
+    files : sequence of Path
+        The files of the exposures, if they are in files.
 
     Raises
     ------
@@ -139,15 +159,24 @@ class IFUModels:
     """
 
     def __init__(
-        self, models: Models, *, dqbits: str | None, check: Callable[[JwstDataModel], None] | None = None
+        self,
+        models: Models,
+        *,
+        dqbits: str | None,
+        check: Callable[[JwstDataModel], None] | None = None,
+        work: Work = HERE,
+        files: Sequence[Path] = (),
     ) -> None:
-        self._models = models
+        self._models, self._work, self._files = models, work, files
         self._lock = threading.Lock()
         self._bad_bits = bad_dq_bits(dqbits)
         background = self._backgrounds()
-        known = [self.use(i, partial(_know, is_science=i not in background, check=check)) for i in range(len(models))]
+        know = [partial(_know, is_science=i not in background, check=check) for i in range(len(models))]
+        known = self._look_at_all(know)
         names = unique_names([k.name for k in known])
         self._known = [replace(k, name=name) for k, name in zip(known, names, strict=True)]
+        is_kept = work.journal and files
+        self._digests = work.run(file_digest, files, what="Checksums", name=str, keep=False) if is_kept else None
 
     @property
     def names(self) -> list[str]:
@@ -202,7 +231,9 @@ class IFUModels:
         """One channel of an exposure, for the core."""
         known = self._known[index]
         centre, wavelengths = known.extents[channel]
-        return SpectralExposure(known.name, partial(self._read, index, channel), centre, wavelengths, _SLICES[channel])
+        digest = fingerprint(self._digests[index], channel, self._bad_bits) if self._digests else ""
+        read = self._reader(index, channel)
+        return SpectralExposure(known.name, read, centre, wavelengths, _SLICES[channel], digest)
 
     def use(self, index: int, function: Callable[[JwstDataModel], Any], *, modify: bool = False) -> Any:
         """Look at one model, or change it."""
@@ -221,9 +252,35 @@ class IFUModels:
         types = [model.meta.asn.exptype for model in self._models]
         return {i for i, kind in enumerate(types) if kind is not None and kind.lower() != "science"}
 
-    def _read(self, index: int, channel: str) -> SpectralPixels:
+    def _look_at_all(self, know: Sequence[Callable[[JwstDataModel], _Known]]) -> list[_Known]:
+        if self._work.shares_memory or not self._files:
+            return [self.use(i, look) for i, look in enumerate(know)]
+        items = list(zip(self._files, know, strict=True))
+        return self._work.run(_use_file, items, what="Exposures", name=lambda item: str(item[0]), keep=False)
+
+    def _reader(self, index: int, channel: str) -> Callable[[], SpectralPixels]:
+        """Make the function that reads a channel: here, on a worker from its file, or from a copy for workers."""
+        pixels = partial(_pixels, channel=channel, bad_bits=self._bad_bits)
+        if self._work.shares_memory:
+            return partial(self._read, index, pixels)
+        if self._files:
+            return partial(_use_file, (self._files[index], pixels))
+        arrays = self._read(index, pixels)
+        return partial(_read_stored, [None if a is None else self._work.shelf.keep(a, "") for a in arrays])
+
+    def _read(self, index: int, pixels: Callable[[JwstDataModel], SpectralPixels]) -> SpectralPixels:
         with self._lock:
-            return self.use(index, partial(_pixels, channel=channel, bad_bits=self._bad_bits))
+            return self.use(index, pixels)
+
+
+def _use_file(item: tuple[Path, Callable[[JwstDataModel], Any]]) -> Any:
+    """Open a file, and look at it."""
+    path, use = item
+    return use_file(path, use)
+
+
+def _read_stored(arrays: Sequence[np.ndarray | StoredArray | None]) -> SpectralPixels:
+    return SpectralPixels(*(None if a is None else a[...] for a in arrays))  # type: ignore[arg-type]
 
 
 def _know(model: JwstDataModel, *, is_science: bool, check: Callable[[JwstDataModel], None] | None) -> _Known:

@@ -1,15 +1,14 @@
 """ImageForImageStep: a background image for each exposure from the other exposures."""
 
 import logging
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jwst.datamodels import ModelLibrary
 from stdatamodels.jwst.datamodels import ImageModel, JwstDataModel
 
+from bkgmatch.execution import Work
 from bkgmatch.image_backgrounds import MADE, ImageBackgrounds, SourceGuide, make_backgrounds
 from bkgmatch.image_story import story
 from bkgmatch.masks import read_regions
@@ -27,9 +26,10 @@ from bkgmatch.steps.background_files import (
 )
 from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.cards import put_status
-from bkgmatch.steps.inputs import number_of_cores, open_inputs
+from bkgmatch.steps.inputs import exposure_files, open_inputs
 from bkgmatch.steps.library import LibraryExposures, stem
 from bkgmatch.steps.siblings import Siblings
+from bkgmatch.steps.working import work_of
 
 __all__ = ["ImageForImageStep"]
 
@@ -89,10 +89,6 @@ class ImageForImageStep(BackgroundStep):
         save_table = string(default=None) # File name for the ECSV table of backgrounds
         suffix = string(default='i4i') # suffix of saved files
         output_use_model = boolean(default=True) # name saved files after the exposures
-
-        # Memory and speed:
-        in_memory = boolean(default=True) # If False, preserve memory using temporary files
-        maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
     """  # noqa: E501
 
     def process(self, *inputs: Any) -> ModelLibrary:
@@ -121,21 +117,12 @@ class ImageForImageStep(BackgroundStep):
         if self.suffix in _OTHERS:
             raise ValueError(f"suffix={self.suffix} is that of other files of this step; choose another")
         library, files = open_inputs(self, inputs, _EXPOSURES)
-        with library:
-            known = self._known(library, files)
-            cores = number_of_cores(self.maximum_cores, len(known.names))
-            with nullcontext() if self.in_memory else TemporaryDirectory() as scratch:
-                found = make_backgrounds(
-                    known.exposures(),
-                    options,
-                    kinds=known.seen,
-                    guide=guide,
-                    cores=cores,
-                    scratch=Path(scratch) if scratch else None,
-                )
-                self._save_table(found, options, known.unit)
-                for i in range(len(known.names)):
-                    known.update(i, partial(self._apply, found=found, i=i, files=files))
+        with library, work_of(self, len(library), from_files=bool(files)) as work:
+            known = self._known(library, files, work)
+            found = make_backgrounds(known.exposures(), options, kinds=known.seen, guide=guide, work=work)
+            self._save_table(found, options, known.unit)
+            for i in range(len(known.names)):
+                known.update(i, partial(self._apply, found=found, i=i, files=files))
             if self.save_mask:
                 self._save_masks(found, library.asn["products"][0].get("name") or "exposures")
             done = "subtracted" if self.subtract else "made, not subtracted"
@@ -154,10 +141,17 @@ class ImageForImageStep(BackgroundStep):
             exclude=read_regions(self.exclude_regions) if self.exclude_regions else (),
         )
 
-    def _known(self, library: ModelLibrary, files: list[Path]) -> LibraryExposures:
+    def _known(self, library: ModelLibrary, files: list[Path], work: Work) -> LibraryExposures:
         """Look at the exposures and check them."""
-        siblings = Siblings(files, Path(library.asn_dir))
-        known = LibraryExposures(library, dqbits=self.dqbits, subtract=None, find_wcs=siblings.wcs_of, look=self._look)
+        known = LibraryExposures(
+            library,
+            dqbits=self.dqbits,
+            subtract=None,
+            work=work,
+            files=exposure_files(library, files),
+            find_wcs=Siblings(files, Path(library.asn_dir)).wcs_of,
+            look=partial(_kind, integrations=self.match_integrations),
+        )
         known.check_units()
         shared = [name for name in known.names if name.endswith("]")]
         if shared and self.save_results:
@@ -171,11 +165,6 @@ class ImageForImageStep(BackgroundStep):
             made_with = {name: getattr(self, name) for name in _NOTED}
             table = image_table(found, options, unit=unit, **made_with)
             table.write(self.save_table, format="ascii.ecsv", overwrite=True)
-
-    def _look(self, model: JwstDataModel) -> Kind:
-        """Check a model, and tell what it must have in common with those that serve it."""
-        check_state(model)
-        return kind_of(model, integrations=self.match_integrations)
 
     def _apply(self, model: JwstDataModel, found: ImageBackgrounds, i: int, files: list[Path]) -> None:
         """Save the background of a model, and subtract it."""
@@ -209,3 +198,9 @@ class ImageForImageStep(BackgroundStep):
             path = self.make_output_path(basepath=name, suffix=f"sources{number}", ext="fits")
             mask.write(Path(path))
             log.info("Source mask saved as %s", path)
+
+
+def _kind(model: JwstDataModel, integrations: bool) -> Kind:
+    """Check a model, and tell what it must have in common with those that serve it."""
+    check_state(model)
+    return kind_of(model, integrations=integrations)

@@ -1,5 +1,6 @@
 """What a step is given: checked, then opened as a library, with errors that name the file."""
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +14,12 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
 from bkgmatch.images import check_listed_once
+from bkgmatch.steps.streamed import StreamedLibrary
 
 __all__ = [
     "check_inputs",
     "check_outputs",
+    "exposure_files",
     "input_files",
     "is_association",
     "number_of_cores",
@@ -25,6 +28,7 @@ __all__ = [
     "plain_names",
     "read_file",
     "unreadable",
+    "use_file",
     "with_head",
 ]
 
@@ -135,10 +139,32 @@ def open_inputs(
     files = check_inputs(given)
     check_outputs(step, files, given)
     prepared = step.prepare_output(given, open_models=False)
-    library = open_library(prepared, in_memory=step.in_memory, exptypes=exptypes)
+    library = open_library(prepared, in_memory=step.in_memory, temp_dir=step.temp_dir, exptypes=exptypes)
     if isinstance(given, ModelLibrary):
         check_outputs(step, _files_of(given))
     return library, files
+
+
+def exposure_files(library: ModelLibrary, files: Sequence[Path]) -> list[Path]:
+    """
+    Find the files of the exposures of a library.
+
+    Parameters
+    ----------
+    library : ModelLibrary
+        Library.
+    files : sequence of Path
+        What `open_inputs` found.
+
+    Returns
+    -------
+    list of Path
+        One for each exposure; nothing if they did not come from files.
+    """
+    if not files:
+        return []
+    is_of_models = library.asn_dir == "None"
+    return list(files) if is_of_models else _files_of(library)
 
 
 def plain_names(names: Sequence[Any] | None) -> list[str] | None:
@@ -173,7 +199,9 @@ def number_of_cores(maximum_cores: str, most: int) -> int:
     return int(compute_num_cores(maximum_cores, most, os.cpu_count() or 1))
 
 
-def open_library(init: Any, *, in_memory: bool, exptypes: list[str] | None = None) -> ModelLibrary:
+def open_library(
+    init: Any, *, in_memory: bool, temp_dir: str | None = None, exptypes: list[str] | None = None
+) -> ModelLibrary:
     """
     Open exposures as a library.
 
@@ -182,7 +210,9 @@ def open_library(init: Any, *, in_memory: bool, exptypes: list[str] | None = Non
     init : object
         Association, file, files, model, models, container or library.
     in_memory : bool
-        If False, an association is kept in temporary files.
+        If False, models that are changed are kept in temporary files; models that are given stay in memory.
+    temp_dir : str, optional
+        Folder for these files; by default that of the system.
     exptypes : list of str, optional
         Types of the members of an association to open; by default all.
 
@@ -199,9 +229,11 @@ def open_library(init: Any, *, in_memory: bool, exptypes: list[str] | None = Non
     if isinstance(init, ModelLibrary):
         return init
     if is_association(init):
-        return _open_association(init, on_disk=not in_memory, asn_exptypes=exptypes)
-    if not in_memory:
-        log.info("in_memory=False has an effect only for associations: these inputs stay in memory")
+        return _open_association(init, in_memory, temp_dir, exptypes)
+    files = input_files(init)
+    if files and not in_memory and not _has_models(init):
+        product = {"members": [{"expname": str(file), "exptype": "science"} for file in files]}
+        return _open_association({"products": [product]}, in_memory, temp_dir, exptypes)
     members = [init] if isinstance(init, str | Path | JwstDataModel) else list(init or [])
     if not members:
         raise ValueError(
@@ -227,9 +259,13 @@ def _files_of(library: ModelLibrary) -> list[Path]:
     return [(folder / m["expname"]).resolve() for m in library.asn["products"][0]["members"]] if folder.is_dir() else []
 
 
-def _open_association(init: str | Path | dict, **settings: Any) -> ModelLibrary:
+def _open_association(
+    init: str | Path | dict, in_memory: bool, temp_dir: str | None, exptypes: list[str] | None
+) -> ModelLibrary:
     try:
-        return ModelLibrary(init, **settings)
+        if in_memory:
+            return ModelLibrary(init, asn_exptypes=exptypes)
+        return StreamedLibrary(init, temp_dir=temp_dir, asn_exptypes=exptypes)
     except Exception:
         for file in input_files(init):
             read_file(file, read_metadata)
@@ -263,6 +299,36 @@ def read_file(file: str | Path, reader: Callable[[str], Any]) -> Any:
         return reader(str(file))
     except Exception as error:  # astropy, asdf and the models raise many kinds
         raise ValueError(unreadable(file, error)) from error
+
+
+def use_file(path: Path, use: Callable[[JwstDataModel], Any]) -> Any:
+    """
+    Open a file, and look at its model.
+
+    Parameters
+    ----------
+    path : Path
+        File.
+    use : callable
+        Function of the model.
+
+    Returns
+    -------
+    object
+        What the function returns.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, with its name.
+    """
+    try:
+        with read_file(path, datamodels.open) as model:
+            return use(model)
+    except (OSError, TypeError) as error:  # arrays are read late
+        raise ValueError(unreadable(path, error)) from error
+    finally:
+        gc.collect()  # closed models refer to themselves
 
 
 def unreadable(file: str | Path, error: Exception) -> str:

@@ -1,10 +1,8 @@
 """LevelMatchStep: constants and planes from pixel-by-pixel differences, in passes."""
 
 import logging
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jwst.datamodels import ModelLibrary
@@ -18,10 +16,11 @@ from bkgmatch.plots import PairPlots
 from bkgmatch.record import level_pair_table, level_table, save_tables
 from bkgmatch.reference import REFERENCE_POLICIES
 from bkgmatch.steps.base import BackgroundStep
-from bkgmatch.steps.inputs import number_of_cores, open_inputs, plain_names
+from bkgmatch.steps.inputs import exposure_files, open_inputs, plain_names
 from bkgmatch.steps.library import LibraryExposures, full_name
 from bkgmatch.steps.parts import Part, find_parts, largest_pull, plane_records, recombined, split_halves
 from bkgmatch.steps.plane_record import read_record, skip_planes
+from bkgmatch.steps.working import work_of
 
 __all__ = ["LevelMatchStep"]
 
@@ -68,10 +67,6 @@ class LevelMatchStep(BackgroundStep):
         save_plots = string(default=None) # folder for pictures of the pairs and of the mosaic
         suffix = string(default='levelmatch') # suffix of saved files
         output_use_model = boolean(default=True) # name saved files after the exposures
-
-        # Memory and speed:
-        in_memory = boolean(default=True) # If False, preserve memory using temporary files
-        maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
     """  # noqa: E501
 
     fixed: list[str] | None
@@ -99,19 +94,17 @@ class LevelMatchStep(BackgroundStep):
         ValueError, FileNotFoundError
             If an input or an option cannot be used; the message says which and what to do.
         """
-        library, _ = open_inputs(self, inputs)
-        with library:
-            known = LibraryExposures(library, dqbits=self.dqbits, subtract=None)
+        library, files = open_inputs(self, inputs)
+        with library, work_of(self, len(library), from_files=bool(files)) as work:
+            files = exposure_files(library, files)
+            known = LibraryExposures(library, dqbits=self.dqbits, subtract=None, work=work, files=files)
             known.check_units()
             halves = split_halves(known) if self.recombine_lyot else {}
             parts = find_parts(known, halves, lyot=self.recombine_lyot, chips=self.combine_nircam_short)
             exposures = self._with_fixed(known, parts)
             options = self._options([e.name for e in exposures])
             watch = PairPlots(Path(self.save_plots), known.unit).draw if self.save_plots else None
-            cores = number_of_cores(self.maximum_cores, len(exposures))
-            with nullcontext() if self.in_memory else TemporaryDirectory() as scratch:
-                place = Path(scratch) if scratch else None
-                match = match_levels(exposures, options, cores=cores, watch=watch, scratch=place)
+            match = match_levels(exposures, options, work=work, watch=watch)
             if self.save_table:
                 made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}
                 table = level_table(match, options, unit=known.unit, **made_with)

@@ -8,21 +8,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from astropy.nddata.bitmask import interpret_bit_flags
 from jwst.datamodels import ModelLibrary
 from jwst.lib.suffix import remove_suffix
+from regions import SkyRegion
 from stdatamodels.jwst.datamodels import JwstDataModel
 from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
+from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import Exposure, Pixels
 from bkgmatch.images import same_unit
+from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
 from bkgmatch.steps.cards import PRODUCT_CARD, card
-from bkgmatch.steps.inputs import unreadable
+from bkgmatch.steps.inputs import unreadable, use_file
+from bkgmatch.steps.packed import PackedWcs
 from bkgmatch.steps.tiles import Tile, tile_of
+from bkgmatch.stored import StoredArray
 
 log = logging.getLogger("stpipe.bkgmatch.library")
 
@@ -85,8 +90,8 @@ class _Known:
     """What is kept of a model while it is on the shelf."""
 
     name: str
-    group: str
     wcs: Callable
+    has_wcs: bool
     time: float | None
     previous: float
     recorded: float
@@ -109,12 +114,14 @@ class LibraryExposures:
     subtract : bool or None
         Whether sky levels will be subtracted; must agree with earlier subtraction. None: sky levels stay as they are,
         and where one is recorded but not subtracted, the data less that level are read.
+    work : Work
+        How work is done: workers that do not share the memory of this process read the files themselves.
+    files : sequence of Path
+        The files of the exposures, if they are in files, as they are in the library.
     masks : sequence of str
         User masks, see `bkgmatch.masks.find_masks`.
     regions : str or None
         File of sky regions.
-    files : sequence of Path
-        Where the exposures came from, as far as that is known: masks stand beside them.
     find_wcs : callable, optional
         ``find_wcs(model) -> wcs``, for a model that has none; it returns None if it finds none.
     look : callable, optional
@@ -132,24 +139,28 @@ class LibraryExposures:
         *,
         dqbits: str | None,
         subtract: bool | None,
+        work: Work = HERE,
+        files: Sequence[Path] = (),
         masks: Sequence[str] = (),
         regions: str | None = None,
-        files: Sequence[Path] = (),
         find_wcs: Callable[[JwstDataModel], Callable | None] = lambda model: None,
         look: Callable[[JwstDataModel], Any] = lambda model: None,
     ) -> None:
-        self._library = library
+        self._library, self._work, self._paths = library, work, files
         self._lock = threading.Lock()
-        self._bad_bits = bad_dq_bits(dqbits)
-        self._regions = read_regions(regions) if regions else []
-        groups = {index: str(name) for name, members in library.group_indices.items() for index in members}
-        know = partial(_know, subtract=subtract, find_wcs=find_wcs, look=look)
-        known = [self._with_model(i, partial(know, group=groups[i])) for i in range(len(library))]
+        bad_bits = bad_dq_bits(dqbits)
+        know = partial(_know, subtract=subtract, find_wcs=find_wcs, look=look, pack=work.folder is not None)
+        known = self._look_at_all(know)
         names = unique_names([k.name for k in known])
         self._known = [replace(k, name=name) for k, name in zip(known, names, strict=True)]
-        self._masks = find_masks(masks, files or self._files()) if masks else None
-        if self._masks:
-            log.info("%d of %d exposures have a user mask", sum(m is not None for m in self._masks), len(self._masks))
+        found = find_masks(masks, files or self._files()) if masks else [None] * len(known)
+        if masks:
+            log.info("%d of %d exposures have a user mask", sum(mask is not None for mask in found), len(found))
+        areas = tuple(read_regions(regions)) if regions else ()
+        self._rules = [
+            _Rules(k.name, bad_bits, k.recorded, mask, areas) for k, mask in zip(self._known, found, strict=True)
+        ]
+        self._digests = self._hashed(regions)
 
     @property
     def names(self) -> list[str]:
@@ -183,11 +194,41 @@ class LibraryExposures:
 
     def exposures(self) -> list[Exposure]:
         """Exposures for the core."""
+        groups = {i: str(name) for name, members in self._library.group_indices.items() for i in members}
         backgrounds = self._library.indices_for_exptype("background")
         return [
-            Exposure(k.name, partial(self._read, i), k.wcs, k.group, k.time, i in backgrounds)
+            Exposure(k.name, self._reader(i), k.wcs, groups[i], k.time, i in backgrounds, digest=self._digests[i])
             for i, k in enumerate(self._known)
         ]
+
+    def _look_at_all(self, know: Callable[[JwstDataModel], "_Known"]) -> "list[_Known]":
+        if self._work.shares_memory or not self._paths:
+            return [self._with_model(i, know) for i in range(len(self._library))]
+        return self._work.run(partial(use_file, use=know), self._paths, what="Exposures", name=str, keep=False)
+
+    def _hashed(self, regions: str | None) -> list[str]:
+        """Hash of all that the pixels of each exposure depend on, if results are kept; else empty."""
+        if not (self._work.journal and self._paths):
+            return [""] * len(self._known)
+        of_regions = file_digest(Path(regions)) if regions else ""
+        of_files = self._work.run(file_digest, self._paths, what="Checksums", name=str, keep=False)
+        return [
+            fingerprint(digest, rules.bad_bits, rules.recorded, rules.mask and file_digest(rules.mask), of_regions)
+            if known.has_wcs
+            else ""
+            for digest, rules, known in zip(of_files, self._rules, self._known, strict=True)
+        ]
+
+    def _reader(self, i: int) -> Callable[[], Pixels]:
+        """Make the function that reads an exposure: here, on a worker from its file, or from a copy for workers."""
+        rules, wcs = self._rules[i], self._known[i].wcs
+        if self._work.shares_memory:
+            return partial(self._read, i)
+        if self._paths:
+            return partial(use_file, self._paths[i], use=partial(_pixels, rules=rules, wcs=wcs))
+        pixels, shelf = self._read(i), self._work.shelf
+        arrays = (pixels.data, pixels.good, pixels.variance)
+        return partial(_read_stored, [None if a is None else shelf.keep(a, "") for a in arrays])
 
     @property
     def tiles(self) -> list[Tile]:
@@ -222,27 +263,56 @@ class LibraryExposures:
         return str(self._library.asn["products"][0]["members"][index]["expname"])
 
     def _read(self, index: int) -> Pixels:
-        known = self._known[index]
         with self._lock:
-            data, dq, err = self._with_model(index, lambda model: (model.data, model.dq, model.err))
-        if known.recorded:
-            data = data - np.float32(known.recorded)
-        good = np.isfinite(data)
-        if self._bad_bits and dq is not None:
-            if dq.shape != data.shape:
-                raise ValueError(f"{known.name}: DQ has shape {dq.shape}, SCI has {data.shape}")
-            good &= (dq & np.uint32(self._bad_bits)) == 0
-        mask = self._masks[index] if self._masks else None
-        if mask:
-            good &= read_mask(mask, data.shape)
-        if self._regions:
-            good &= region_mask(self._regions, known.wcs, data.shape)
-        if err is not None and err.shape != data.shape:
-            raise ValueError(f"{known.name}: ERR has shape {err.shape}, SCI has {data.shape}")
-        return Pixels(data, good, None if err is None else np.square(err))
+            arrays = self._with_model(index, _arrays)
+        return _good_pixels(arrays, self._rules[index], self._known[index].wcs)
 
 
-def _know(model: JwstDataModel, *, group: str, subtract: bool | None, find_wcs: Callable, look: Callable) -> _Known:
+_Arrays: TypeAlias = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What makes pixels of an exposure good."""
+
+    name: str
+    bad_bits: int
+    recorded: float
+    mask: Path | None
+    regions: tuple[SkyRegion, ...]
+
+
+def _arrays(model: JwstDataModel) -> _Arrays:
+    return model.data, model.dq, model.err
+
+
+def _pixels(model: JwstDataModel, rules: _Rules, wcs: Callable) -> Pixels:
+    return _good_pixels(_arrays(model), rules, wcs)
+
+
+def _read_stored(arrays: Sequence[np.ndarray | StoredArray | None]) -> Pixels:
+    return Pixels(*(None if a is None else a[...] for a in arrays))  # type: ignore[arg-type]
+
+
+def _good_pixels(arrays: _Arrays, rules: _Rules, wcs: Callable) -> Pixels:
+    data, dq, err = arrays
+    if rules.recorded:
+        data = data - np.float32(rules.recorded)
+    good = np.isfinite(data)
+    if rules.bad_bits and dq is not None:
+        if dq.shape != data.shape:
+            raise ValueError(f"{rules.name}: DQ has shape {dq.shape}, SCI has {data.shape}")
+        good &= (dq & np.uint32(rules.bad_bits)) == 0
+    if rules.mask:
+        good &= read_mask(rules.mask, data.shape)
+    if rules.regions:
+        good &= region_mask(rules.regions, wcs, data.shape)
+    if err is not None and err.shape != data.shape:
+        raise ValueError(f"{rules.name}: ERR has shape {err.shape}, SCI has {data.shape}")
+    return Pixels(data, good, None if err is None else np.square(err))
+
+
+def _know(model: JwstDataModel, *, subtract: bool | None, find_wcs: Callable, look: Callable, pack: bool) -> _Known:
     name = model.meta.filename or "model"
     if getattr(model, "data", None) is None or model.data.ndim != 2:
         raise ValueError(f"{name}: 2-D images are needed, this is a {type(model).__name__}")
@@ -261,8 +331,8 @@ def _know(model: JwstDataModel, *, group: str, subtract: bool | None, find_wcs: 
     times = (exposure.mid_time, exposure.start_time)
     return _Known(
         name=name,
-        group=group,
-        wcs=wcs,
+        wcs=PackedWcs.of(wcs) if pack else wcs,
+        has_wcs=model.meta.wcs is not None,
         time=next((float(t) for t in times if t is not None), None),
         previous=0.0 if subtract is None else _previous_level(model, name, subtract=subtract),
         recorded=float(background.level or 0) if subtract is None and background.subtracted is False else 0.0,

@@ -10,6 +10,7 @@ import numpy as np
 from jwst.datamodels import ModelLibrary
 from jwst.stpipe import Pipeline
 
+from bkgmatch.execution import Work
 from bkgmatch.options import MRSIMatchOptions
 from bkgmatch.record import save_tables, spectral_pair_table, spectral_table
 from bkgmatch.spectra import MATCHED, Polynomial, SpectralMatch, match_spectra, match_voxels
@@ -17,8 +18,9 @@ from bkgmatch.spectral_story import story
 from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.cubes import cube_voxels
 from bkgmatch.steps.ifu_models import IFUModels, open_models
-from bkgmatch.steps.inputs import number_of_cores, plain_names
+from bkgmatch.steps.inputs import plain_names
 from bkgmatch.steps.polynomial_record import apply_background_2d, check_background, record_polynomials
+from bkgmatch.steps.working import work_of
 
 __all__ = ["MRSIMatchStep", "apply_background_2d"]
 
@@ -58,10 +60,6 @@ class MRSIMatchStep(BackgroundStep):
         save_table = string(default=None) # File name for the ECSV table of polynomials; that of the pairs is *_pairs.ecsv
         suffix = string(default='mrsimatch') # suffix of saved files
         output_use_model = boolean(default=True) # name saved files after the exposures
-
-        # Memory and speed:
-        in_memory = boolean(default=True) # If False, an association is kept in temporary files
-        maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
     """  # noqa: E501
 
     channel: list[str] | None
@@ -98,11 +96,13 @@ class MRSIMatchStep(BackgroundStep):
             If an input or an option cannot be used; the message says which and what to do.
         """
         options = self._options()
-        models, is_single = open_models(self, inputs)
-        with models if isinstance(models, ModelLibrary) else nullcontext():
-            known = IFUModels(models, dqbits=self.dqbits, check=partial(check_background, subtract=self.subtract))
+        models, files, is_single = open_models(self, inputs)
+        opened = models if isinstance(models, ModelLibrary) else nullcontext()
+        with opened, work_of(self, len(models), from_files=bool(files)) as work:
+            check = partial(check_background, subtract=self.subtract)
+            known = IFUModels(models, dqbits=self.dqbits, check=check, work=work, files=files)
             groups = self._chosen(known.groups())
-            matches = {group: self._match(known, group, members, options) for group, members in groups.items()}
+            matches = {group: self._match(known, group, members, options, work) for group, members in groups.items()}
             self._tell(known, matches)
             if self.save_table:
                 self._save_tables(known, matches, options)
@@ -129,13 +129,14 @@ class MRSIMatchStep(BackgroundStep):
                 chosen = {group: members for group, members in chosen.items() if group[place].upper() in wanted}
         return chosen
 
-    def _match(self, known: IFUModels, group: Group, members: list[int], options: MRSIMatchOptions) -> SpectralMatch:
-        cores = number_of_cores(self.maximum_cores, len(members))
+    def _match(
+        self, known: IFUModels, group: Group, members: list[int], options: MRSIMatchOptions, work: Work
+    ) -> SpectralMatch:
         names = [known.names[i] for i in members]
         if self.cells == "cube_build":
             voxels, grid = cube_voxels(known, members, *group, self.override_cubepar)
-            return match_voxels(names, voxels, grid, options, cores=cores)
-        return match_spectra([known.exposure(i, group[0]) for i in members], options, cores=cores)
+            return match_voxels(names, voxels, grid, options, work=work)
+        return match_spectra([known.exposure(i, group[0]) for i in members], options, work=work)
 
     def _tell(self, known: IFUModels, matches: dict[Group, SpectralMatch]) -> None:
         for group, match in matches.items():

@@ -1,8 +1,9 @@
 """Exposures in parts: MIRI's imager and Lyot field, in one file or in two; the chips of a NIRCam module."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jwst.datamodels import ModelLibrary
@@ -193,20 +194,19 @@ def _check_bands(tiles: Sequence[Tile], *, lyot: bool, chips: bool) -> None:
 
 def _fields(index: int, exposure: Exposure, tile: Tile) -> list[Part]:
     """Imager and Lyot field of one image, as if each had a detector of its own."""
-    science = replace(exposure, read=_inside(exposure.read, False), tile=tile.name, part=_SCIENCE)
     name = f"{exposure.name}[{LYOT}]"
-    lyot = replace(exposure, name=name, read=_inside(exposure.read, True), tile=tile.name, part=LYOT)
-    return [Part(index, science), Part(index, lyot, is_lyot_field=True)]
+    science = exposure.changed(partial(_within, is_lyot=False), "imager")
+    lyot = exposure.changed(partial(_within, is_lyot=True), "Lyot field")
+    return [
+        Part(index, replace(science, tile=tile.name, part=_SCIENCE)),
+        Part(index, replace(lyot, name=name, tile=tile.name, part=LYOT), is_lyot_field=True),
+    ]
 
 
-def _inside(read: Callable[[], Pixels], is_lyot: bool) -> Callable[[], Pixels]:
-    def read_field() -> Pixels:
-        pixels = read()
-        field = np.zeros(pixels.data.shape, dtype=bool)
-        field[lyot_box(field.shape)] = True
-        return replace(pixels, good=pixels.good & (field == is_lyot))
-
-    return read_field
+def _within(pixels: Pixels, is_lyot: bool) -> Pixels:
+    field = np.zeros(pixels.data.shape, dtype=bool)
+    field[lyot_box(field.shape)] = True
+    return replace(pixels, good=pixels.good & (field == is_lyot))
 
 
 def _paste(lyot: JwstDataModel, model: JwstDataModel) -> None:

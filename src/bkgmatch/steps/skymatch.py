@@ -12,9 +12,10 @@ from bkgmatch.match import NO_PIXELS, SkyMatch, match_skies
 from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
 from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
 from bkgmatch.steps.base import BackgroundStep
-from bkgmatch.steps.inputs import number_of_cores, open_inputs, plain_names
+from bkgmatch.steps.inputs import exposure_files, open_inputs, plain_names
 from bkgmatch.steps.library import LibraryExposures, full_name, stem
 from bkgmatch.steps.models import LevelRecord, skip
+from bkgmatch.steps.working import work_of
 
 __all__ = ["SkyMatchStep"]
 
@@ -61,10 +62,6 @@ class SkyMatchStep(BackgroundStep):
         save_table = string(default=None) # File name for the ECSV table of levels; that of the pairs is *_pairs.ecsv
         suffix = string(default='skymatch') # suffix of saved files
         output_use_model = boolean(default=True) # name saved files after the exposures
-
-        # Memory and speed:
-        in_memory = boolean(default=True) # If False, preserve memory using temporary files
-        maximum_cores = string(default='none') # threads: none, quarter, half, all, or a number
     """  # noqa: E501
 
     skymethod: str
@@ -122,16 +119,18 @@ class SkyMatchStep(BackgroundStep):
             self.skymethod = method
 
     def _measure(self, library: ModelLibrary, files: list[Path]) -> None:
-        inputs = LibraryExposures(
-            library,
-            dqbits=self.dqbits,
-            subtract=self.subtract,
-            masks=self.masks or (),
-            regions=self.regions,
-            files=files,
-        )
-        options = self._options(inputs.names)
-        found = match_skies(inputs.exposures(), options, cores=number_of_cores(self.maximum_cores, len(library)))
+        with work_of(self, len(library), from_files=bool(files)) as work:
+            inputs = LibraryExposures(
+                library,
+                dqbits=self.dqbits,
+                subtract=self.subtract,
+                work=work,
+                files=exposure_files(library, files),
+                masks=self.masks or (),
+                regions=self.regions,
+            )
+            options = self._options(inputs.names)
+            found = match_skies(inputs.exposures(), options, work=work)
         if self.regions and set(found.status) == {NO_PIXELS}:
             raise ValueError(f"regions={self.regions} leave no good pixel in any exposure; check where they are")
         match = replace(found, level=found.level + inputs.previous)

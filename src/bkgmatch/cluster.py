@@ -1,0 +1,163 @@
+"""A running Dask cluster as an executor that reports what it lost."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+__all__ = ["cluster"]
+
+_CONNECT_SECONDS = 20.0
+_WORKER_SECONDS = 30.0  # for the first worker to come, and for another when all are gone
+_WATCH_SECONDS = 2.0
+
+
+@contextmanager
+def cluster(address: str, folder: Path) -> Iterator[Executor]:
+    """
+    Connect to a Dask cluster.
+
+    Parameters
+    ----------
+    address : str
+        Address of its scheduler, such as ``tcp://127.0.0.1:8786``.
+    folder : Path
+        Folder that this process and all workers must see.
+
+    Yields
+    ------
+    Executor
+        Tasks are sent again if their worker dies. What cannot be mended comes as BrokenExecutor.
+
+    Raises
+    ------
+    ImportError
+        If ``dask.distributed`` is not installed.
+    ConnectionError
+        If the scheduler does not answer, or has no workers.
+    ValueError
+        If a worker does not see the folder, or has another version of bkgmatch.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError("dask_scheduler needs dask.distributed: pip install 'bkgmatch[dask]'") from error
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ConnectionError(
+            f"the Dask scheduler at {address} does not answer ({error}); start it with 'dask scheduler', or correct "
+            "dask_scheduler"
+        ) from error
+    with client:
+        _check_workers(client, address, folder)
+        with _ClusterExecutor(client, address) as executor:
+            yield executor
+
+
+def _check_workers(client: Any, address: str, folder: Path) -> None:
+    try:
+        client.wait_for_workers(1, timeout=_WORKER_SECONDS)
+    except TimeoutError as error:
+        raise ConnectionError(
+            f"the Dask scheduler at {address} has no workers; start some with 'dask worker {address}'"
+        ) from error
+    token = folder / uuid4().hex
+    token.touch()
+    try:
+        found = client.run(_look, str(token), on_error="return")
+    finally:
+        token.unlink(missing_ok=True)
+    for worker, seen in found.items():
+        if isinstance(seen, Exception):
+            raise ValueError(f"worker {worker} cannot import bkgmatch ({seen}); install it there")
+        sees, its_version = seen
+        if its_version != version("bkgmatch"):
+            raise ValueError(
+                f"worker {worker} has bkgmatch {its_version}, this is {version('bkgmatch')}; install the same version"
+            )
+        if not sees:
+            raise ValueError(f"worker {worker} does not see {folder}; set temp_dir to a folder that all workers share")
+
+
+def _look(path: str) -> tuple[bool, str]:
+    """Whether a file is seen here, and which version of bkgmatch is installed."""
+    return Path(path).exists(), version("bkgmatch")
+
+
+class _ClusterExecutor(Executor):
+    """Executor of a Dask client whose futures fail when the cluster is gone, instead of waiting for it."""
+
+    def __init__(self, client: Any, address: str) -> None:
+        self._client, self._address = client, address
+        self._inner = client.get_executor(pure=False)
+        self._pending: set[Future] = set()
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def submit(self, function: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        ours: Future = Future()
+        with self._lock:
+            self._pending.add(ours)
+        try:
+            theirs = self._inner.submit(function, *args, **kwargs)
+        except Exception as error:  # the client is closed: many kinds
+            raise BrokenExecutor(f"the Dask cluster at {self._address} takes no tasks ({error})") from error
+
+        def finish(done: Future) -> None:
+            if done.cancelled():
+                self._fail(ours, f"the connection to the Dask scheduler at {self._address} is lost")
+            elif (error := done.exception()) is not None:
+                self._set(ours, error=self._explained(error))
+            else:
+                self._set(ours, result=done.result())
+
+        theirs.add_done_callback(finish)
+        ours.add_done_callback(lambda future: theirs.cancel() if future.cancelled() else None)
+        return ours
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._closed.set()
+        self._inner.shutdown(wait=False)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if type(error).__name__ == "KilledWorker":
+            return BrokenExecutor(
+                "the workers that tried it died, perhaps for want of memory: give them more, or fewer threads each"
+            )
+        return error
+
+    def _fail(self, future: Future, why: str) -> None:
+        self._set(future, error=BrokenExecutor(f"{why}; start the cluster and run again"))
+
+    def _set(self, future: Future, *, result: Any = None, error: BaseException | None = None) -> None:
+        with self._lock:
+            if future not in self._pending:
+                return
+            self._pending.discard(future)
+        if not future.set_running_or_notify_cancel():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def _watch(self) -> None:
+        """Fail all that is pending if there has been no worker for long."""
+        missing = 0.0
+        while not self._closed.wait(_WATCH_SECONDS):
+            missing = 0.0 if self._has_workers() else missing + _WATCH_SECONDS
+            if missing > _WORKER_SECONDS:
+                for future in list(self._pending):
+                    self._fail(future, f"the Dask scheduler at {self._address} has no workers any more")
+
+    def _has_workers(self) -> bool:
+        try:
+            return bool(self._client.nthreads())
+        except Exception:  # the scheduler is gone: many kinds
+            return False

@@ -1,0 +1,219 @@
+"""Results of an interrupted run, found again by the content of what they were made of.
+
+A result is kept under the fingerprint of its task: the function, its settings, and its item, in which exposures stand
+for the content of their files. Files hold numbers and names only: nothing in them is executed.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+from zipfile import BadZipFile
+
+import numpy as np
+import shapely
+
+__all__ = ["Journal", "file_digest", "fingerprint"]
+
+log = logging.getLogger("stpipe.bkgmatch.journal")
+
+_OURS = "bkgmatch."
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class Journal:
+    """
+    A folder of results.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder; it is made when the first result is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.taken = 0
+
+    def key(self, function: Callable, item: Any) -> str | None:
+        """Fingerprint of a task; None if something in it has no known content, so that it must be done again."""
+        try:
+            return fingerprint(function, item)
+        except _Unknown:
+            return None
+
+    def get(self, key: str) -> Any:
+        """Return the result that is kept under a key, or None."""
+        path = self._path(key)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                result = _decoded(json.loads(str(arrays["tree"])), arrays)
+        except (BadZipFile, OSError, LookupError, TypeError, ValueError, AttributeError, ImportError) as error:
+            log.warning("%s cannot be read (%s): it is measured again", path, error)
+            return None
+        self.taken += 1
+        return result
+
+    def put(self, key: str, result: Any) -> None:
+        """Keep a result; its file takes its name when it is complete."""
+        arrays: list[np.ndarray] = []
+        tree = json.dumps(_encoded(result, arrays))
+        named = {"tree": np.array(tree), **{f"a{k}": array for k, array in enumerate(arrays)}}
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{uuid4().hex}.part")
+        with open(part, "wb") as file:
+            np.savez(file, allow_pickle=False, **named)
+        part.replace(path)
+
+    @property
+    def arrays(self) -> Path:
+        """Folder for arrays that results refer to."""
+        folder = self.folder / "arrays"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def tell(self) -> None:
+        """Log where results are, if there are any, for a run that did not come to its end."""
+        if self.folder.exists():
+            log.warning("What was measured is in %s: the same run again goes on from there", self.folder)
+
+    def close(self) -> None:
+        """Forget all results: the run is complete."""
+        if self.taken:
+            log.info("%d results of an interrupted run were used again", self.taken)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.npz"
+
+
+class _Unknown(Exception):
+    """Something has no known content."""
+
+
+def fingerprint(*values: Any) -> str:
+    """
+    Hash values by their content.
+
+    Parameters
+    ----------
+    *values : object
+        Numbers, texts, arrays, functions of modules, partial functions, containers and classes of bkgmatch. An object
+        with a ``digest`` counts by it alone.
+
+    Returns
+    -------
+    str
+        Hexadecimal digest; the version of bkgmatch enters, too.
+    """
+    digest = hashlib.blake2b(version("bkgmatch").encode(), digest_size=20)
+    for chunk in _content(values):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """
+    Hash the content of a file.
+
+    Parameters
+    ----------
+    path : Path
+        File.
+
+    Returns
+    -------
+    str
+        Hexadecimal digest.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content(value: Any) -> Iterator[bytes]:
+    """Yield what tells a value from others, piece by piece."""
+    known = getattr(value, "digest", None)
+    if isinstance(known, str):
+        if not known:
+            raise _Unknown
+        yield f"digest {known}\n".encode()
+    elif isinstance(value, _PLAIN):
+        yield f"{type(value).__name__} {value!r}\n".encode()
+    elif isinstance(value, np.ndarray | np.generic):
+        yield f"array {value.dtype.str} {value.shape}\n".encode()
+        yield np.ascontiguousarray(value).tobytes()
+    elif isinstance(value, shapely.geometry.base.BaseGeometry):
+        yield shapely.to_wkb(value)
+    elif isinstance(value, partial):
+        yield from _content((value.func, value.args, value.keywords))
+    elif isinstance(value, dict):
+        yield from _content(tuple(value.items()))
+    elif isinstance(value, tuple | list):
+        yield f"{type(value).__qualname__} {len(value)}\n".encode()
+        for part in value:
+            yield from _content(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield f"{type(value).__qualname__}\n".encode()
+        yield from _content(tuple(getattr(value, field.name) for field in fields(value)))
+    elif callable(value) and "<" not in getattr(value, "__qualname__", "<"):
+        yield f"{value.__module__}.{value.__qualname__}\n".encode()
+    else:
+        raise _Unknown
+
+
+def _encoded(value: Any, arrays: list[np.ndarray]) -> Any:
+    """Value as JSON has it; arrays are put into the list."""
+
+    def placed(array: np.ndarray) -> int:
+        arrays.append(array)
+        return len(arrays) - 1
+
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        return {"array": placed(np.asarray(value))}
+    if isinstance(value, shapely.geometry.base.BaseGeometry):
+        return {"wkb": placed(np.frombuffer(shapely.to_wkb(value), dtype=np.uint8))}
+    if isinstance(value, Path):
+        return {"path": str(value)}
+    if type(value) in (tuple, list):
+        return {type(value).__name__: [_encoded(part, arrays) for part in value]}
+    kind = type(value)
+    names = value._fields if hasattr(value, "_fields") else [field.name for field in fields(value)]
+    parts = {name: _encoded(getattr(value, name), arrays) for name in names}
+    return {"class": [kind.__module__, kind.__qualname__], "fields": parts}
+
+
+def _decoded(tree: Any, arrays: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if "array" in tree:
+        return arrays[f"a{tree['array']}"][()]
+    if "wkb" in tree:
+        return shapely.from_wkb(arrays[f"a{tree['wkb']}"].tobytes())
+    if "path" in tree:
+        return Path(tree["path"])
+    if "class" in tree:
+        parts = {name: _decoded(part, arrays) for name, part in tree["fields"].items()}
+        return _class(*tree["class"])(**parts)
+    (kind, parts), *_ = tree.items()
+    return {"tuple": tuple, "list": list}[kind](_decoded(part, arrays) for part in parts)
+
+
+def _class(module: str, name: str) -> type:
+    """Find a class of records of bkgmatch."""
+    kind = getattr(import_module(module), name) if module.startswith(_OURS) else None
+    if not (isinstance(kind, type) and (is_dataclass(kind) or hasattr(kind, "_fields"))):
+        raise ValueError(f"{module}.{name} is no record of bkgmatch")
+    return kind

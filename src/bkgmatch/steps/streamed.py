@@ -1,0 +1,50 @@
+"""Libraries in files, of which no more than what is borrowed is in memory."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jwst.datamodels import ModelLibrary
+from stdatamodels.jwst.datamodels import JwstDataModel
+
+from bkgmatch.workspace import WorkFolder
+
+__all__ = ["StreamedLibrary", "quick_collection"]
+
+
+class StreamedLibrary(ModelLibrary):
+    """
+    A library whose models are opened when they are borrowed; those that are changed wait in a temporary folder.
+
+    Closed models refer to themselves in cycles (113 MB each for 2048 x 2048 pixels), and half a dozen of them would
+    wait for the garbage collector: it runs before the next is opened.
+
+    Parameters
+    ----------
+    init : str, Path or dict
+        Association.
+    temp_dir : str or None
+        Where the folder is made; by default that of the system. It is removed with the library.
+    **settings
+        Others of `ModelLibrary`.
+    """
+
+    def __init__(self, init: Any, *, temp_dir: str | None, **settings: Any) -> None:
+        self._folder = WorkFolder(temp_dir)
+        super().__init__(init, on_disk=True, temp_directory=self._folder.path, **settings)
+
+    def borrow(self, index: int) -> JwstDataModel:
+        """Open a model."""
+        gc.collect()
+        return super().borrow(index)
+
+
+@contextmanager
+def quick_collection() -> Iterator[None]:
+    """Spare the garbage collector what was there before, so that it takes hundredths of a second."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -1,0 +1,166 @@
+"""Arrays in files, of which only what is asked for is read; and folders for them that do not stay behind."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import numpy as np
+
+__all__ = ["Shelf", "Stack", "StoredArray", "new_stack"]
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """
+    An array in a file. Slices are read when they are asked for, and nothing is kept in memory.
+
+    Parameters
+    ----------
+    path : Path
+        File: the elements in C order, nothing else.
+    dtype : str
+        Type of the elements.
+    shape : tuple of int
+        Shape.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[key])
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """
+    Where arrays are kept.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Folder for their files; None: in memory.
+    """
+
+    folder: Path | None
+
+    digest = "shelf"
+    """Results do not depend on the place."""
+
+    def keep(self, array: np.ndarray | StoredArray, digest: str) -> np.ndarray | StoredArray:
+        """Move an array to a file, named after its digest if that is known; or leave it in memory."""
+        if self.folder is None or isinstance(array, StoredArray):
+            return array
+        return _store(array, self.folder / (digest or uuid4().hex))
+
+
+class Stack(Protocol):
+    """Images of one shape: an array of shape (n, ny, nx), or one that is stored in files."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of images, and their shape."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the elements."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[np.ndarray]: ...
+
+    def __getitem__(self, key: Any) -> np.ndarray: ...
+
+    def __setitem__(self, key: Any, value: np.ndarray) -> None: ...
+
+
+@dataclass(frozen=True)
+class _StoredStack:
+    """
+    Images in files, one each: several processes may write, as long as no two write the same rows of an image.
+
+    Keys are the number of an image, or a slice of images with rows and perhaps columns; to be set, all images.
+    """
+
+    paths: tuple[Path, ...]
+    kind: str
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.paths), *self.size)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.kind)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self._image(path)[...] for path in self.paths)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        if isinstance(key, tuple):
+            images, *window = key
+            return np.stack([self._image(path)[tuple(window)] for path in np.array(self.paths, dtype=object)[images]])
+        return self._image(self.paths[key])[...]
+
+    def __setitem__(self, key: Any, value: np.ndarray) -> None:
+        if isinstance(key, tuple):
+            for i, image in enumerate(value):
+                self._write(i, key[1].start, image)
+        else:
+            self._write(key, 0, value)
+
+    def _image(self, path: Path) -> StoredArray:
+        return StoredArray(path, self.kind, self.size)
+
+    def _write(self, i: int, row: int, rows: np.ndarray) -> None:
+        elements = np.ascontiguousarray(rows, dtype=self.dtype)
+        with open(self.paths[i], "r+b", buffering=0) as file:
+            file.seek(row * self.size[1] * self.dtype.itemsize)
+            file.write(elements.data)
+
+
+def new_stack(folder: Path | None, name: str, n: int, shape: tuple[int, int], dtype: type) -> Stack:
+    """
+    Make room for images, all zero.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Folder for their files; None: in memory.
+    name : str
+        Name for the files.
+    n : int
+        Number of images.
+    shape : tuple of int
+        Shape of an image.
+    dtype : type
+        Type of the elements.
+
+    Returns
+    -------
+    Stack
+        An array, or files that are used like one.
+    """
+    if folder is None:
+        return np.zeros((n, *shape), dtype=dtype)
+    paths = tuple(folder / f"{name}-{uuid4().hex}" for _ in range(n))
+    for path in paths:
+        path.touch()
+        os.truncate(path, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    return _StoredStack(paths, np.dtype(dtype).str, shape)
+
+
+def _store(array: np.ndarray, path: Path) -> StoredArray:
+    """Write an array to a file, which takes its name when it is complete."""
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    np.ascontiguousarray(array).tofile(part)
+    os.replace(part, path)
+    return StoredArray(path, array.dtype.str, array.shape)

@@ -1,0 +1,117 @@
+"""Folders for temporary files that are removed at the end, however it comes."""
+
+import fcntl
+import logging
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+__all__ = ["WorkFolder", "ended_by_signals"]
+
+log = logging.getLogger("stpipe.bkgmatch.workspace")
+
+_PREFIX = "bkgmatch-"
+_LOCK = "in-use"
+
+
+class WorkFolder:
+    """
+    A temporary folder. It is removed when it is closed, or nothing refers to it, or the interpreter ends.
+
+    Folders that killed processes of this machine left in the same place are removed when one is made.
+
+    Parameters
+    ----------
+    where : str or Path, optional
+        Folder to make it in; by default the system's folder for temporary files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If that folder does not exist.
+    """
+
+    def __init__(self, where: str | Path | None = None) -> None:
+        place = Path(where or tempfile.gettempdir()).resolve()
+        if not place.is_dir():
+            raise FileNotFoundError(f"the folder temp_dir={where} does not exist; make it first")
+        _remove_abandoned(place)
+        lock = None
+        while lock is None:
+            self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{socket.gethostname()}-", dir=place))
+            lock = _locked(self.path / _LOCK)
+        self._finalizer = weakref.finalize(self, _remove, self.path, lock)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the folder and all that is in it."""
+        self._finalizer()
+
+
+def _locked(path: Path) -> TextIO | None:
+    """Open file that holds a lock; None if another run has just taken the folder for an abandoned one."""
+    lock = open(path, "w")  # noqa: SIM115 - held as long as the folder is in use
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock if path.exists() else None
+
+
+def _remove(path: Path, lock: TextIO) -> None:
+    for _ in range(3):  # a task that still runs may write into it
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            break
+    lock.close()
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove folders whose process is dead; of other machines this cannot be known, and they are named."""
+    for folder in sorted(place.glob(f"{_PREFIX}*-*")):
+        if not folder.name.startswith(f"{_PREFIX}{socket.gethostname()}-"):
+            log.info("%s belongs to a run on another machine; remove it if that has ended", folder)
+        elif _is_abandoned(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            log.warning("Removed %s, which a run that was killed had left", folder)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether no process holds the lock of a folder."""
+    try:
+        with open(folder / _LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:  # it is held; or the folder is just being made, or is another user's
+        return False
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM end the process as an exception does, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
