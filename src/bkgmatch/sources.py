@@ -15,7 +15,7 @@ _FEW = 1 << 22  # values that are sorted, and not binned
 _PER_UNIT, _UNITS = 1024, 100  # bins, and how many units of the inverse hyperbolic sine they reach to either side
 _BLOCK = 1 << 20
 _QUARTILES = 1.349  # standard deviations between them
-_LEAST_SCALE = 1e-9  # relative
+_LEAST_SCALE, _ROUNDING = 1e-9, 1e-12  # relative
 
 
 def source_mask(image: np.ndarray, options: LevelMatchOptions) -> np.ndarray:
@@ -64,7 +64,7 @@ def background_level(images: Iterable[np.ndarray], options: LevelMatchOptions) -
     -------
     float
         Clipped median of the pixels without sources; NaN if there are none. Of many pixels it is found in narrow bins:
-        the error of this is less than 3 % of the standard error of the median.
+        this changes it by a few per cent of its standard error.
     """
     bins: _Bins | None = None
     waiting: list[np.ndarray] = []
@@ -113,10 +113,14 @@ class _Bins:
                     total += np.bincount(bins, weights, total.size)
 
     def clipped_median(self, options: LevelMatchOptions) -> float:
-        """Median of the values without those that are too far from it; of bins at the limits, a part counts."""
-        used = np.flatnonzero(self.sums[0])
-        kept, width = self.sums[:, used], np.cosh((used - _PER_UNIT * _UNITS) / _PER_UNIT) / _PER_UNIT
-        mean, share = kept[1] / kept[0], np.ones(len(used))
+        """
+        Median of the values without those that are too far from it.
+
+        The values of a bin are taken to be spread evenly, with the mean and the variance that they have.
+        """
+        kept = self.sums[:, self.sums[0] > 0]
+        mean, share = kept[1] / kept[0], np.ones(kept.shape[1])
+        width = np.sqrt(12 * np.maximum(kept[2] / kept[0] - mean**2, _ROUNDING * (1 + mean**2)))
         for _ in range(options.max_iters):
             number, total, squares = (kept * share).sum(axis=1)
             limit = options.sigma * np.sqrt(max(squares / number - (total / number) ** 2, 0))
