@@ -15,6 +15,7 @@ from bkgmatch.planes import Plane
 from bkgmatch.steps.inputs import with_head
 from bkgmatch.steps.library import LibraryExposures
 from bkgmatch.steps.plane_record import PlaneRecord, joined_record, lyot_box, read_record, write_record
+from bkgmatch.steps.streamed import StreamedLibrary
 from bkgmatch.steps.tiles import Tile
 
 __all__ = ["Part", "find_parts", "largest_pull", "plane_records", "recombined", "split_halves"]
@@ -163,20 +164,23 @@ def recombined(library: ModelLibrary, halves: dict[int, int]) -> ModelLibrary:
     Returns
     -------
     ModelLibrary
-        A library in memory, without the Lyot halves.
+        A library without the Lyot halves; in memory, unless the given one is streamed.
     """
-    models = []
-    for index in range(len(library)):
-        if index in halves.values():
-            continue
-        model = library.borrow(index)
-        if index in halves:
-            lyot = library.borrow(halves[index])
-            _paste(lyot, model)
-            library.shelve(lyot, halves[index], modify=False)
-        library.shelve(model, index, modify=True)
-        models.append(model)
-    return with_head(ModelLibrary(models), library._asn)
+    for science, lyot in halves.items():
+        model, other = library.borrow(science), library.borrow(lyot)
+        _paste(other, model)
+        library.shelve(other, lyot, modify=False)
+        library.shelve(model, science, modify=True)
+    kept = [index for index in range(len(library)) if index not in halves.values()]
+    if isinstance(library, StreamedLibrary):
+        return library.only(kept)
+    return with_head(ModelLibrary([_borrowed(library, index) for index in kept]), library._asn)
+
+
+def _borrowed(library: ModelLibrary, index: int) -> JwstDataModel:
+    model = library.borrow(index)
+    library.shelve(model, index, modify=False)
+    return model
 
 
 def _check_bands(tiles: Sequence[Tile], *, lyot: bool, chips: bool) -> None:

@@ -1,7 +1,7 @@
 """Libraries in files, of which no more than what is borrowed is in memory."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,36 @@ class StreamedLibrary(ModelLibrary):
     def __init__(self, init: Any, *, temp_dir: str | None, **settings: Any) -> None:
         self._folder = WorkFolder(temp_dir)
         super().__init__(init, on_disk=True, temp_directory=self._folder.path, **settings)
+
+    def only(self, kept: Sequence[int]) -> "StreamedLibrary":
+        """
+        Make a library of some of the models.
+
+        Parameters
+        ----------
+        kept : sequence of int
+            Which.
+
+        Returns
+        -------
+        StreamedLibrary
+            Their copies. This library must be open, and stays as it is.
+        """
+        product = self._asn["products"][0]
+        members = [product["members"][index] | {"expname": self._copied(index)} for index in kept]
+        association = self._asn | {"products": [product | {"members": members}]}
+        other = StreamedLibrary(association, temp_dir=str(self._folder.path.parent))
+        other._source = self  # whose folder has the copies
+        return other
+
+    def _copied(self, index: int) -> str:
+        """Copy a model as it is now; return the path."""
+        model = self.borrow(index)
+        folder = self._folder.path / f"copy{index}"
+        folder.mkdir()
+        path = model.save(folder / model.meta.filename)
+        self.shelve(model, index, modify=False)
+        return str(path)
 
     def borrow(self, index: int) -> JwstDataModel:
         """Open a model."""
