@@ -7,8 +7,10 @@ from typing import Any
 
 from jwst.datamodels import ModelLibrary
 
+from bkgmatch.execution import Work
 from bkgmatch.exposures import Exposure
 from bkgmatch.images import FitsImage, same_unit
+from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.level_story import story
 from bkgmatch.levels import LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
@@ -101,7 +103,7 @@ class LevelMatchStep(BackgroundStep):
             known.check_units()
             halves = split_halves(known) if self.recombine_lyot else {}
             parts = find_parts(known, halves, lyot=self.recombine_lyot, chips=self.combine_nircam_short)
-            exposures = self._with_fixed(known, parts)
+            exposures = self._with_fixed(known, parts, work)
             options = self._options([e.name for e in exposures])
             watch = PairPlots(Path(self.save_plots), known.unit).draw if self.save_plots else None
             match = match_levels(exposures, options, work=work, watch=watch)
@@ -123,7 +125,7 @@ class LevelMatchStep(BackgroundStep):
         values = {name: getattr(self, name) for name in LevelMatchOptions.__dataclass_fields__}
         return LevelMatchOptions(**values | {"reference": full_name(self.reference, REFERENCE_POLICIES, names)})
 
-    def _with_fixed(self, known: LibraryExposures, parts: list[Part]) -> list[Exposure]:
+    def _with_fixed(self, known: LibraryExposures, parts: list[Part], work: Work) -> list[Exposure]:
         """Mark the exposures that are fixed, and add images that are not among them."""
         fixed = {name: full_name(name, (), known.names) for name in self.fixed or []}
         marked = [replace(p.exposure, is_fixed=known.names[p.index] in fixed.values()) for p in parts]
@@ -139,7 +141,10 @@ class LevelMatchStep(BackgroundStep):
                 raise ValueError(
                     f"fixed={image.path} has the unit {image.unit}, the exposures {known.unit}; convert it"
                 )
-        return marked + [image.exposure(is_fixed=True) for image in images]
+        digests = [fingerprint(file_digest(image.path)) if work.journal else "" for image in images]
+        return marked + [
+            image.exposure(is_fixed=True, digest=digest) for image, digest in zip(images, digests, strict=True)
+        ]
 
     def _apply(self, known: LibraryExposures, parts: list[Part], match: LevelMatch) -> str:
         """Subtract and record; return what was done, nothing if it has been done before."""
