@@ -14,12 +14,14 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
 import shapely
+
+from bkgmatch.stored import StoredArray
 
 __all__ = ["Journal", "file_digest", "fingerprint"]
 
@@ -57,7 +59,7 @@ class Journal:
             return None
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                result = _decoded(json.loads(str(arrays["tree"])), arrays)
+                result = _Reader(arrays, self.folder / "arrays").decoded(json.loads(str(arrays["tree"])))
         except (BadZipFile, OSError, LookupError, TypeError, ValueError, AttributeError, ImportError) as error:
             log.warning("%s cannot be read (%s): it is measured again", path, error)
             return None
@@ -185,8 +187,8 @@ def _encoded(value: Any, arrays: list[np.ndarray]) -> Any:
         return {"array": placed(np.asarray(value))}
     if isinstance(value, shapely.geometry.base.BaseGeometry):
         return {"wkb": placed(np.frombuffer(shapely.to_wkb(value), dtype=np.uint8))}
-    if isinstance(value, Path):
-        return {"path": str(value)}
+    if isinstance(value, StoredArray):
+        return {"stored": value.path.name, "dtype": value.dtype, "shape": list(value.shape)}
     if type(value) in (tuple, list):
         return {type(value).__name__: [_encoded(part, arrays) for part in value]}
     kind = type(value)
@@ -195,20 +197,26 @@ def _encoded(value: Any, arrays: list[np.ndarray]) -> Any:
     return {"class": [kind.__module__, kind.__qualname__], "fields": parts}
 
 
-def _decoded(tree: Any, arrays: Any) -> Any:
-    if not isinstance(tree, dict):
-        return tree
-    if "array" in tree:
-        return arrays[f"a{tree['array']}"][()]
-    if "wkb" in tree:
-        return shapely.from_wkb(arrays[f"a{tree['wkb']}"].tobytes())
-    if "path" in tree:
-        return Path(tree["path"])
-    if "class" in tree:
-        parts = {name: _decoded(part, arrays) for name, part in tree["fields"].items()}
-        return _class(*tree["class"])(**parts)
-    (kind, parts), *_ = tree.items()
-    return {"tuple": tuple, "list": list}[kind](_decoded(part, arrays) for part in parts)
+class _Reader(NamedTuple):
+    """What a result is read from: its arrays, and the folder of those that it refers to."""
+
+    arrays: Any
+    folder: Path
+
+    def decoded(self, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        if "array" in tree:
+            return self.arrays[f"a{tree['array']}"][()]
+        if "wkb" in tree:
+            return shapely.from_wkb(self.arrays[f"a{tree['wkb']}"].tobytes())
+        if "stored" in tree:
+            return StoredArray.found(self.folder / Path(tree["stored"]).name, tree["dtype"], tuple(tree["shape"]))
+        if "class" in tree:
+            parts = {name: self.decoded(part) for name, part in tree["fields"].items()}
+            return _class(*tree["class"])(**parts)
+        (kind, parts), *_ = tree.items()
+        return {"tuple": tuple, "list": list}[kind](self.decoded(part) for part in parts)
 
 
 def _class(module: str, name: str) -> type:

@@ -1,5 +1,6 @@
 """Arrays in files, of which only what is asked for is read; and folders for them that do not stay behind."""
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,30 @@ class StoredArray:
     path: Path
     dtype: str
     shape: tuple[int, ...]
+
+    @classmethod
+    def found(cls, path: Path, dtype: str, shape: tuple[int, ...]) -> "StoredArray":
+        """
+        Find an array that an earlier run has written.
+
+        Parameters
+        ----------
+        path, dtype, shape
+            See the class.
+
+        Returns
+        -------
+        StoredArray
+            The array.
+
+        Raises
+        ------
+        OSError, ValueError
+            If the file is not there, or has another size.
+        """
+        if path.stat().st_size != np.dtype(dtype).itemsize * math.prod(shape):
+            raise ValueError(f"{path} has the wrong size")
+        return cls(path, dtype, shape)
 
     def __getitem__(self, key: Any) -> np.ndarray:
         return np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[key])
