@@ -1,7 +1,7 @@
 """A running Dask cluster as an executor that reports what it lost."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,7 +17,7 @@ _WATCH_SECONDS = 2.0
 
 
 @contextmanager
-def cluster(address: str, folder: Path) -> Iterator[Executor]:
+def cluster(address: str, folders: Sequence[Path]) -> Iterator[Executor]:
     """
     Connect to a Dask cluster.
 
@@ -25,8 +25,8 @@ def cluster(address: str, folder: Path) -> Iterator[Executor]:
     ----------
     address : str
         Address of its scheduler, such as ``tcp://127.0.0.1:8786``.
-    folder : Path
-        Folder that this process and all workers must see.
+    folders : sequence of Path
+        Folders that this process and all workers must see.
 
     Yields
     ------
@@ -40,7 +40,7 @@ def cluster(address: str, folder: Path) -> Iterator[Executor]:
     ConnectionError
         If the scheduler does not answer, or has no workers.
     ValueError
-        If a worker does not see the folder, or has another version of bkgmatch.
+        If a worker does not see a folder, or has another version of bkgmatch.
     """
     try:
         from distributed import Client
@@ -54,24 +54,26 @@ def cluster(address: str, folder: Path) -> Iterator[Executor]:
             "dask_scheduler"
         ) from error
     with client:
-        _check_workers(client, address, folder)
+        _check_workers(client, address, folders)
         with _ClusterExecutor(client, address) as executor:
             yield executor
 
 
-def _check_workers(client: Any, address: str, folder: Path) -> None:
+def _check_workers(client: Any, address: str, folders: Sequence[Path]) -> None:
     try:
         client.wait_for_workers(1, timeout=_WORKER_SECONDS)
     except TimeoutError as error:
         raise ConnectionError(
             f"the Dask scheduler at {address} has no workers; start some with 'dask worker {address}'"
         ) from error
-    token = folder / uuid4().hex
-    token.touch()
+    tokens = [folder / f".{uuid4().hex}" for folder in folders]
     try:
-        found = client.run(_look, str(token), on_error="return")
+        for token in tokens:
+            token.touch()
+        found = client.run(_look, tokens, on_error="return")
     finally:
-        token.unlink(missing_ok=True)
+        for token in tokens:
+            token.unlink(missing_ok=True)
     for worker, seen in found.items():
         if isinstance(seen, Exception):
             raise ValueError(f"worker {worker} cannot import bkgmatch ({seen}); install it there")
@@ -80,13 +82,17 @@ def _check_workers(client: Any, address: str, folder: Path) -> None:
             raise ValueError(
                 f"worker {worker} has bkgmatch {its_version}, this is {version('bkgmatch')}; install the same version"
             )
-        if not sees:
-            raise ValueError(f"worker {worker} does not see {folder}; set temp_dir to a folder that all workers share")
+        for folder, is_seen in zip(folders, sees, strict=True):
+            if not is_seen:
+                raise ValueError(
+                    f"worker {worker} does not see {folder}; set temp_dir, and save_table, to folders that all workers "
+                    "share"
+                )
 
 
-def _look(path: str) -> tuple[bool, str]:
-    """Whether a file is seen here, and which version of bkgmatch is installed."""
-    return Path(path).exists(), version("bkgmatch")
+def _look(paths: Sequence[Path]) -> tuple[list[bool], str]:
+    """Which files are seen here, and which version of bkgmatch is installed."""
+    return [path.exists() for path in paths], version("bkgmatch")
 
 
 class _ClusterExecutor(Executor):

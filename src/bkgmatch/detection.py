@@ -1,26 +1,29 @@
 """Sources of a mosaic, and masks that hold their light."""
 
-import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from photutils.background import Background2D
-from photutils.segmentation import detect_sources
-from photutils.utils.exceptions import NoDetectionsWarning
 from scipy import ndimage
 
 from bkgmatch.options import ImageForImageOptions
+from bkgmatch.sources import segments
 
 __all__ = ["deviation", "find_sources", "flat_mosaic", "local_noise"]
 
 _FWHM = 2.3548
 _RINGS = 48
+_AT_ONCE = 1 << 19  # pixels that are worked on at once
 _FEWEST_PIXELS = 0.3  # of the pixels of a box of the background that must be good
 
 
 def deviation(values: np.ndarray) -> float:
     """Return the standard deviation of normal deviates, from the median of absolute values; NaN without finite ones."""
     values = values[np.isfinite(values)]
-    return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else float("nan")
+    if not values.size:
+        return float("nan")
+    values -= np.median(values, overwrite_input=True)
+    return float(1.4826 * np.median(np.abs(values, out=values), overwrite_input=True))
 
 
 def local_noise(image: np.ndarray, fwhm: float) -> float:
@@ -109,23 +112,22 @@ def find_sources(
     ndarray of bool, shape (ny, nx)
         True on sources.
     """
-    root = np.sqrt(count)
-    signal = _smoothed(np.where(np.isfinite(image), image, 0) * root, options.kernel_fwhm)
-    signal[~np.isfinite(image)] = np.nan
+    missing = ~np.isfinite(image)
+    signal = _smoothed(np.where(missing, 0, image) * np.sqrt(count), options.kernel_fwhm)
+    signal[missing] = np.nan
     noise = deviation(signal) if is_rough else local_noise(signal, options.kernel_fwhm)
     if not noise > 0:
         return np.zeros(image.shape, dtype=bool)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NoDetectionsWarning)
-        missing = ~np.isfinite(signal)
-        segments = detect_sources(signal / noise, options.snr_threshold, n_pixels=options.npixels, mask=missing)
-    if segments is None:
-        return np.zeros(image.shape, dtype=bool)
-    return _grown(segments.data, image, light, options.dilate_size // 2)
+    bright = missing
+    for rows in _strips(image.shape):
+        bright[rows] = signal[rows] / noise > options.snr_threshold
+    del signal
+    labels = segments(bright, options.npixels)
+    return _grown(labels, image, light, options.dilate_size // 2) if labels.any() else labels > 0
 
 
 def _smoothed(image: np.ndarray, fwhm: float) -> np.ndarray:
-    return ndimage.gaussian_filter(image, fwhm / _FWHM) if fwhm else image.copy()
+    return ndimage.gaussian_filter(image, fwhm / _FWHM) if fwhm else image
 
 
 def _grown(labels: np.ndarray, image: np.ndarray, light: float, least: int) -> np.ndarray:
@@ -135,26 +137,63 @@ def _grown(labels: np.ndarray, image: np.ndarray, light: float, least: int) -> n
     The first ring alone would be too dark: its pixels are not of the source because their noise is low. Each ring has
     the pixels that are nearest to its source: the profile of the source itself says how far it reaches.
     """
-    distance, nearest = ndimage.distance_transform_edt(labels == 0, return_indices=True)
-    owner = labels[tuple(nearest)]
-    ring = np.ceil(distance).astype(np.int32)
-    near = (ring > 0) & (ring <= _RINGS) & np.isfinite(image)
-    place, size = owner[near] * (_RINGS + 1) + ring[near], (int(labels.max()) + 1) * (_RINGS + 1)
-    rings = [np.bincount(place, values, size).reshape(-1, _RINGS + 1)[:, 1:] for values in (image[near], None)]
-    total, number = (ring[:, :-1] + ring[:, 1:] for ring in rings)
+    owner, ring = _rings(labels, max(_RINGS, least))
+    total, number = _light_in_rings(image, owner, ring)
     dark = np.divide(total, number, out=np.zeros(total.shape), where=number > 0) < light
     reach = np.argmax(np.column_stack([dark, np.ones(len(dark), dtype=bool)]), axis=1)
-    return _filled(ring <= np.maximum(reach, least)[owner], owner)
+    reach = np.maximum(reach, least).astype(ring.dtype)
+    mask = np.empty(labels.shape, dtype=bool)
+    for rows in _strips(labels.shape):
+        mask[rows] = ring[rows] <= reach[owner[rows]]
+    return _filled(mask, owner)
+
+
+def _rings(labels: np.ndarray, farthest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest source of each pixel, and the number of its ring about it; anything beyond the farthest ring."""
+    owner, ring = np.zeros_like(labels), np.full(labels.shape, farthest + 1, dtype=np.uint16)
+    margin = farthest + 2
+    for rows in _strips(labels.shape, 2 * margin):
+        first = max(rows.start - margin, 0)
+        window = labels[first : rows.stop + margin]
+        if not window.any():
+            continue
+        inner = slice(rows.start - first, rows.stop - first)
+        y, x = ndimage.distance_transform_edt(window == 0, return_distances=False, return_indices=True)[:, inner]
+        owner[rows] = window[y, x]
+        y -= np.arange(inner.start, inner.stop, dtype=y.dtype)[:, None]
+        x -= np.arange(x.shape[1], dtype=x.dtype)
+        distance = np.ceil(np.sqrt(np.square(y, dtype=np.float32) + np.square(x, dtype=np.float32)))
+        ring[rows] = np.minimum(distance, farthest + 1, out=distance)
+    return owner, ring
+
+
+def _light_in_rings(image: np.ndarray, owner: np.ndarray, ring: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of the pixels of two rings that follow each other, shape (n_sources + 1, _RINGS - 1)."""
+    total, number = np.zeros((2, (int(owner.max()) + 1) * (_RINGS + 1)))
+    for rows in _strips(image.shape):
+        near = (ring[rows] > 0) & (ring[rows] <= _RINGS) & np.isfinite(image[rows])
+        place = owner[rows][near].astype(np.intp) * (_RINGS + 1) + ring[rows][near]
+        np.add.at(total, place, image[rows][near].astype(float))
+        number += np.bincount(place, minlength=number.size)
+    total, number = (sums.reshape(-1, _RINGS + 1) for sums in (total, number))
+    return total[:, 1:-1] + total[:, 2:], number[:, 1:-1] + number[:, 2:]
 
 
 def _filled(mask: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """Fill the holes of masks that are smaller than the source around them."""
-    holes, number = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
+    inside = ndimage.binary_fill_holes(mask) & ~mask
+    holes, number = ndimage.label(inside)
     if not number:
         return mask
+    hole = holes[inside]
     source = np.zeros(number + 1, dtype=owner.dtype)
-    source[holes] = owner
+    source[hole] = owner[inside]
     area = np.bincount(owner[mask], minlength=int(owner.max()) + 1)
-    small = np.bincount(holes.ravel()) < area[source]
-    small[0] = False
-    return mask | small[holes]
+    mask[inside] = (np.bincount(hole) < area[source])[hole]
+    return mask
+
+
+def _strips(shape: tuple[int, ...], least: int = 1) -> Iterator[slice]:
+    """Rows that are worked on at once."""
+    height = max(least, _AT_ONCE // shape[1], 1)
+    return (slice(row, min(row + height, shape[0])) for row in range(0, shape[0], height))

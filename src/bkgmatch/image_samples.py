@@ -14,6 +14,7 @@ from bkgmatch.options import Scale
 __all__ = ["Standard", "measure_standards", "sample_rows"]
 
 _PIXELS = 1 << 16
+_AT_ONCE, _LEAST_WIDTH = 1 << 18, 256  # values; pixels, however many exposures there are
 _ROUNDS = 5
 _LEAST_SHARE = 0.05  # of the variance of a difference that is an exposure's own, at least
 _WEAK = 1e-3  # weight of the prior of a variance
@@ -86,7 +87,7 @@ def measure_standards(
     else:
         level = _levels(values, serves)
         offset = level if scale == "additive" else offset
-    alike = ((values - offset[:, None]) / factor[:, None]).astype(np.float32)
+    alike = np.array([((v - a) / f).astype(np.float32) for v, a, f in zip(values, offset, factor, strict=True)])
     noise = _noise(alike, sigma, serves)
     if scale == "none":
         noise[:] = np.median(noise)  # all count alike
@@ -106,36 +107,50 @@ def _levels(values: np.ndarray, serves: np.ndarray) -> np.ndarray:
     company = serves | serves.T
     level = np.zeros(len(values))
     for _ in range(_ROUNDS):
-        residual, several = _residuals(left - level[:, None], known, company)
-        known = every & ~(several & (np.abs(residual) > _OUTLIER * _row_deviations(residual, known & several)))
+        residual, several = _residuals(left, level, known, company)
+        rows = zip(residual, several, known, every, strict=True)
+        known = np.array([good & ~(some & _is_outlier(r, some & use)) for r, some, use, good in rows])
         level = _least_squares(left, known, company)
     return alone + level
 
 
-def _residuals(left: np.ndarray, known: np.ndarray, company: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _residuals(
+    left: np.ndarray, level: np.ndarray, known: np.ndarray, company: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return what is left of each pixel less the mean of its exposure's company, and whether there is any company."""
     with_itself = (company | np.eye(len(company), dtype=bool)).astype(float)
-    number = with_itself @ known
-    residual = left - with_itself @ np.where(known, left, 0) / np.maximum(number, 1)
-    return residual, number > 1
+    residual, several = np.empty(left.shape, dtype=np.float32), np.empty(left.shape, dtype=bool)
+    for some in _columns(left.shape):
+        number, less = with_itself @ known[:, some], left[:, some] - level[:, None]
+        residual[:, some] = less - with_itself @ np.where(known[:, some], less, 0) / np.maximum(number, 1)
+        several[:, some] = number > 1
+    return residual, several
 
 
-def _row_deviations(rows: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of what is used of each row, shape (n, 1); infinite where nothing is."""
-    deviations = [deviation(row[use]) if use.any() else np.inf for row, use in zip(rows, used, strict=True)]
-    return np.array(deviations)[:, None]
+def _is_outlier(residual: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Whether pixels are farther from zero than the scatter of those that are used explains."""
+    return np.abs(residual) > _OUTLIER * (deviation(residual[used]) if used.any() else np.inf)
 
 
 def _least_squares(left: np.ndarray, known: np.ndarray, company: np.ndarray) -> np.ndarray:
     """Solve the normal equations of the levels; those of each connected set have the median zero."""
-    share = known / np.maximum(known.sum(axis=0), 1)
-    values = np.where(known, left, 0)
-    weight = company * (known.astype(float) @ share.T)
-    difference = company * (values @ share.T - share @ values.T)
+    weight, difference = np.zeros((2, *company.shape))
+    for some in _columns(left.shape):
+        number = known[:, some].astype(float)
+        share = number / np.maximum(number.sum(axis=0), 1)
+        values = np.where(known[:, some], left[:, some], 0)
+        weight += company * (number @ share.T)
+        difference += company * (values @ share.T - share @ values.T)
     level = np.linalg.lstsq(np.diag(weight.sum(axis=1)) - weight, difference.sum(axis=1), rcond=1e-10)[0]
     _, group = connected_components(sparse.csr_array(weight), directed=False)
     middle = np.array([np.median(level[group == k]) for k in range(group.max() + 1)])
     return level - middle[group]
+
+
+def _columns(shape: tuple[int, ...]) -> list[slice]:
+    """Pixels that are worked on at once, in double precision."""
+    width = max(_LEAST_WIDTH, _AT_ONCE // shape[0])
+    return [slice(start, start + width) for start in range(0, shape[1], width)]
 
 
 def _factors(values: np.ndarray, serves: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

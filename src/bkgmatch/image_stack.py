@@ -13,7 +13,7 @@ from bkgmatch.execution import Work
 from bkgmatch.exposures import Exposure
 from bkgmatch.footprints import sky_vectors
 from bkgmatch.holes import fill_holes
-from bkgmatch.image_samples import measure_standards, sample_rows
+from bkgmatch.image_samples import Standard, measure_standards, sample_rows
 from bkgmatch.leave_one_out import merge_others, variance_of_middle
 from bkgmatch.options import ImageForImageOptions, MergeMethod
 from bkgmatch.stored import Stack
@@ -21,6 +21,7 @@ from bkgmatch.stored import Stack
 __all__ = ["Background", "ImageStack"]
 
 _LEAST_KNOWN = 0.1  # part of the pixels whose variance must be given for it to be used
+_AT_ONCE = 1 << 18  # pixels
 _SMOOTHING = 3.0  # pixels: structure that is finer than this does not go on through a hole
 
 
@@ -97,14 +98,12 @@ class ImageStack:
 
     def _merge(self, method: MergeMethod, serves: np.ndarray) -> None:
         sigma = np.sqrt(self._variance)
-        rows, columns = sample_rows(self.shape)
-        sample = np.where(self.sources[:, rows, columns], np.nan, self.images[:, rows, columns])
-        flat = sample.reshape(len(sample), -1)
-        names = [exposure.name for exposure in self.exposures]
-        self.standard = measure_standards(flat, sigma[rows, columns].ravel(), serves, self._options.scale, names)
+        self.standard = self._measure(sigma, serves)
         for i in range(len(self.exposures)):
-            alike = (self.images[i] - self.standard.offset[i]) / self.standard.factor[i]
-            self.values[i] = np.where(self.sources[i], np.nan, alike)
+            alike = np.where(self.sources[i], np.float32(np.nan), self.images[i])
+            for rows in _strips(self.shape):
+                alike[rows] = (alike[rows] - self.standard.offset[i]) / self.standard.factor[i]
+            self.values[i] = alike
         merge_others(
             self.values,
             serves,
@@ -119,12 +118,20 @@ class ImageStack:
         )
         self._method = method
 
+    def _measure(self, sigma: np.ndarray, serves: np.ndarray) -> Standard:
+        rows, columns = sample_rows(self.shape)
+        sample = np.where(self.sources[:, rows, columns], np.nan, self.images[:, rows, columns])
+        flat = sample.reshape(len(sample), -1)
+        names = [exposure.name for exposure in self.exposures]
+        return measure_standards(flat, sigma[rows, columns].ravel(), serves, self._options.scale, names)
+
     def subtract(self) -> float:
         """Replace what has been merged by the exposures less their backgrounds; return the rms of a pixel."""
         rms = []
         for i in range(len(self.exposures)):
-            image = self.images[i]
-            left = image - self.value(i) if self.has_background(i) else np.full_like(image, np.nan)
+            left = np.full(self.shape, np.nan, dtype=np.float32)
+            if self.has_background(i):
+                np.subtract(self.images[i], self.value(i), out=left)
             chosen = sample_rows(self.shape)
             sample = np.where(self.sources[i][chosen], np.nan, left[chosen])
             left -= np.nanmedian(sample) if np.isfinite(sample).any() else 0
@@ -141,26 +148,32 @@ class ImageStack:
     def value(self, i: int) -> np.ndarray:
         """Background of each pixel of an exposure, after merging."""
         filled = fill_holes(self.values[i], self.counts[i] > 0, np.isfinite(self.images[i]))
-        return (self.standard.offset[i] + self.standard.factor[i] * filled).astype(np.float32)
+        for rows in _strips(self.shape):
+            filled[rows] = self.standard.offset[i] + self.standard.factor[i] * filled[rows]
+        return filled
 
     def background(self, i: int) -> Background:
         """Background of an exposure, after merging."""
         value, donors = self.value(i), self.counts[i]
-        blank = donors == 0
+        blank, effective, factor = donors == 0, self._effective[i], float(self.standard.factor[i])
         one = float(np.median(self.standard.noise[self.donors.serves[i]])) ** 2
-        share = donors / np.where(blank, 1, self._effective[i].astype(np.float64))
-        variance = self._variance * np.where(blank, one, share * variance_of_middle(donors, self._method))
+        rough = 0.0
         if blank.any():
-            fine = (value - ndimage.gaussian_filter(value, _SMOOTHING)) / self.standard.factor[i]
-            variance[blank] += deviation(fine[~blank]) ** 2
-        variance = (self.standard.factor[i] ** 2 * variance).astype(np.float32)
+            fine = value - ndimage.gaussian_filter(value, _SMOOTHING)
+            rough = (deviation(fine[~blank]) / factor) ** 2
+        variance = np.empty(self.shape, dtype=np.float32)
+        for rows in _strips(self.shape):
+            share = donors[rows] / np.where(blank[rows], 1, effective[rows].astype(np.float64))
+            middle = share * variance_of_middle(donors[rows], self._method)
+            relative = self._variance[rows] * np.where(blank[rows], one, middle)
+            variance[rows] = factor**2 * (relative + rough * blank[rows])
         return Background(value, variance, donors, blank & np.isfinite(self.images[i]))
 
     def _read(self) -> np.ndarray:
         """Read the pixels of the exposures; return the variance of a pixel relative to others."""
         read = partial(_read_one, images=self.images, inverse=self.values, first=self.exposures[0].name)
         self._work.run(read, enumerate(self.exposures), what="Pixels", name=lambda item: item[1].name, keep=False)
-        inverse, number = np.zeros((2, *self.shape))
+        inverse, number = np.zeros(self.shape), np.zeros(self.shape, dtype=np.uint16)
         for one_over in self.values:
             inverse += one_over
             number += one_over > 0
@@ -190,16 +203,21 @@ def _read_one(item: tuple[int, Exposure], images: Stack, inverse: Stack, first: 
 def _inverse_variance(variance: np.ndarray | None, image: np.ndarray) -> np.ndarray:
     """One over the variance of each pixel in units of its median, 0 where it is not known."""
     if variance is None:
-        return np.zeros(image.shape)
+        return np.zeros(image.shape, dtype=np.float32)
     known = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     typical = np.median(variance[known]) if known.any() else 1.0
-    return np.divide(typical, variance, out=np.zeros(image.shape), where=known)
+    return np.divide(typical, variance, out=np.zeros(image.shape, dtype=np.float32), where=known)
 
 
 def _common_variance(inverse: np.ndarray, number: np.ndarray) -> np.ndarray:
     """Variance of a pixel relative to others: harmonic mean, which sources hardly change; 1 if too few are known."""
     known = number > 0
     if known.mean() < _LEAST_KNOWN:
-        return np.ones(inverse.shape)
-    mean = inverse / np.maximum(number, 1)
-    return 1 / np.where(known, mean, 1.0)
+        return np.ones(inverse.shape, dtype=np.float32)
+    return np.divide(number, inverse, out=np.ones(inverse.shape, dtype=np.float32), where=known)
+
+
+def _strips(shape: tuple[int, int]) -> list[slice]:
+    """Rows that are worked on at once, in double precision."""
+    height = max(1, _AT_ONCE // max(shape[1], 1))
+    return [slice(row, row + height) for row in range(0, shape[0], height)]

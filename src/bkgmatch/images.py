@@ -84,7 +84,7 @@ class FitsImage:
         ValueError
             If it is not FITS, or has no image, or no celestial WCS.
         """
-        path = Path(path)
+        path = Path(path).absolute()  # workers have other working folders
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
         try:

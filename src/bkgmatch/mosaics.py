@@ -22,6 +22,8 @@ from bkgmatch.stored import Stack
 __all__ = ["Canvas", "Mosaic", "read_mosaic", "read_source_mask"]
 
 _TILE = 512
+_ROWS = 64  # that are worked on at once
+_AT_ONCE, _LEAST_HEIGHT = 1 << 20, 16  # cells of all exposures that are merged at once; rows, however many these are
 _SIGMA = 4.0
 _NO_DATA = 255
 
@@ -35,7 +37,7 @@ class Mosaic:
     ----------
     name : str
         Name for messages.
-    image : ndarray, shape (ny, nx)
+    image : ndarray of float, shape (ny, nx)
         Surface brightness, NaN where there is no data; or a mask.
     count : ndarray, shape (ny, nx)
         Number of exposures in each pixel, or anything that goes as the inverse of the variance.
@@ -51,9 +53,9 @@ class Mosaic:
     to_pixels: Callable[[np.ndarray], np.ndarray]
     header: WCS | None
 
-    def on_exposure(self, wcs: Callable, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def on_exposure(self, wcs: Callable, shape: tuple[int, int]) -> np.ndarray:
         """
-        Find the pixel of the mosaic under each pixel of an exposure.
+        Find what the mosaic has under each pixel of an exposure.
 
         Parameters
         ----------
@@ -64,16 +66,19 @@ class Mosaic:
 
         Returns
         -------
-        place : ndarray of int, shape (ny, nx)
-            Index in the flattened mosaic; 0 outside it.
-        inside : ndarray of bool, shape (ny, nx)
-            Whether the mosaic has data there.
+        ndarray, shape (ny, nx)
+            Its nearest pixel; NaN outside it.
         """
-        x, y = np.rint(positions_in_plane(lambda pixels: self.to_pixels(sky_vectors(wcs, pixels)), shape))
+        positions = positions_in_plane(lambda pixels: self.to_pixels(sky_vectors(wcs, pixels)), shape)
         ny, nx = self.image.shape
-        inside = (x >= 0) & (y >= 0) & (x < nx) & (y < ny)
-        place = np.where(inside, y * nx + x, 0).astype(np.int64)
-        return place, inside & np.isfinite(self.image).ravel()[place]
+        found, flat = np.empty(shape, dtype=self.image.dtype), self.image.ravel()
+        for start in range(0, shape[0], _ROWS):
+            rows = slice(start, start + _ROWS)
+            x, y = np.rint(positions[:, rows])
+            inside = (x >= 0) & (y >= 0) & (x < nx) & (y < ny)
+            found[rows] = flat.take(np.where(inside, y * nx + x, 0).astype(np.intp))
+            found[rows][~inside] = np.nan
+        return found
 
     def write(self, path: Path) -> None:
         """Save the image as a mask, 1 where it is not zero, with its WCS; it can be read again."""
@@ -245,10 +250,15 @@ class Canvas:
             )
             cells = columns + self.low[0], rows + self.low[1]
             pairs = zip(self.members, self.maps, strict=True)
-            here = [_part(images, i, where, *cells) for i, where in pairs if _touch(where, *cells)]
-            if here:
-                square = slice(y, y + len(rows)), slice(x, x + len(columns))
-                value[square], count[square] = merge_all(np.array(here), noise, _SIGMA)
+            here = [(i, where) for i, where in pairs if _touch(where, *cells)]
+            height = max(_LEAST_HEIGHT, _AT_ONCE // (max(len(here), 1) * _TILE))
+            for top in range(0, len(rows) if here else 0, height):
+                some = rows[top : top + height]
+                strip = slice(y + top, y + top + len(some)), slice(x, x + len(columns))
+                stack = np.empty((len(here), len(some), len(columns)), dtype=np.float32)
+                for part, (i, where) in zip(stack, here, strict=True):
+                    part[...] = _part(images, i, where, cells[0], some + self.low[1])
+                value[strip], count[strip] = merge_all(stack, noise, _SIGMA)
 
         corners = [(y, x) for y in range(0, self.shape[0], _TILE) for x in range(0, self.shape[1], _TILE)]
         work.run_here(fill, corners)

@@ -91,8 +91,7 @@ def _in_mosaics(
     """Masks of the sources in the mosaic of each field, of the exposures less the backgrounds that are known by now."""
     stack.merge_for_sources()
     noise = stack.subtract()
-    mosaics = [field.mosaic(stack.values, noise, work=work) for field in fields]
-    return [_detected(mosaic, options, members) for mosaic in mosaics]
+    return [_detected(field.mosaic(stack.values, noise, work=work), options, members) for field in fields]
 
 
 def _settled(before: Sequence[Mosaic], after: Sequence[Mosaic]) -> bool:
@@ -118,7 +117,7 @@ def _detected(mosaic: Mosaic, options: ImageForImageOptions, members: float, *, 
     noise = deviation(flat) if is_rough else local_noise(flat, 0)
     light = options.grow * max(members, 1) * noise if options.grow else np.inf
     mask = find_sources(flat, mosaic.count, options, light, is_rough=is_rough)
-    return replace(mosaic, image=np.where(np.isfinite(flat), mask, np.nan).astype(np.float32))
+    return replace(mosaic, image=np.where(np.isfinite(flat), mask, np.float16(np.nan)))
 
 
 def _covered(stack: ImageStack, given: Mosaic | None) -> list[float]:
@@ -128,7 +127,7 @@ def _covered(stack: ImageStack, given: Mosaic | None) -> list[float]:
     covered = []
     for exposure, image in zip(stack.exposures, stack.images, strict=True):
         good = np.isfinite(image)
-        _, inside = given.on_exposure(exposure.wcs, stack.shape)
+        inside = np.isfinite(given.on_exposure(exposure.wcs, stack.shape))
         covered.append(float(inside[good].mean()) if good.any() else np.nan)
         if covered[-1] == 0:
             raise ValueError(f"{given.name} does not cover {exposure.name}; give a mosaic of these exposures")
@@ -141,8 +140,7 @@ def _paint(stack: ImageStack, guide: SourceGuide, given: Mosaic | None, own: dic
         on_source = np.zeros(stack.shape, dtype=bool)
         for mask in (given, own.get(i)):
             if mask is not None:
-                place, inside = mask.on_exposure(exposure.wcs, stack.shape)
-                on_source |= inside & (mask.image.ravel()[place] != 0)
+                on_source |= np.abs(mask.on_exposure(exposure.wcs, stack.shape)) > 0
         if guide.include:
             on_source |= inside_regions(guide.include, exposure.wcs, stack.shape)
         if guide.exclude:

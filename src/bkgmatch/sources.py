@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from bkgmatch.options import LevelMatchOptions
 
-__all__ = ["background_level", "source_mask"]
+__all__ = ["background_level", "segments", "source_mask"]
 
 _FEW = 1 << 22  # values that are sorted, and not binned
 _PER_UNIT, _UNITS = 1024, 100  # bins, and how many units of the inverse hyperbolic sine they reach to either side
@@ -42,11 +42,32 @@ def source_mask(image: np.ndarray, options: LevelMatchOptions) -> np.ndarray:
     threshold = clipped.mean() + options.sigma * clipped.std()
     del clipped
     mask = np.greater(image, threshold, where=good, out=np.zeros(image.shape, dtype=bool))
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    labels = labels[mask]
-    mask[mask] = np.bincount(labels)[labels] >= options.npixels
+    mask = segments(mask, options.npixels) > 0
     side = max(options.dilate_size, 1)
     return ndimage.maximum_filter(mask, side, origin=side % 2 - 1)  # even squares reach up and right
+
+
+def segments(bright: np.ndarray, npixels: int) -> np.ndarray:
+    """
+    Label connected pixels, also across corners.
+
+    Parameters
+    ----------
+    bright : ndarray of bool, shape (ny, nx)
+        Pixels.
+    npixels : int
+        How many pixels there must be together.
+
+    Returns
+    -------
+    ndarray of int32, shape (ny, nx)
+        Their numbers, from 1 on; 0 elsewhere.
+    """
+    labels, _ = ndimage.label(bright, np.ones((3, 3)))
+    found = labels[bright]
+    large = np.bincount(found) >= npixels
+    labels[bright] = (np.cumsum(large) * large)[found]
+    return labels
 
 
 def background_level(images: Iterable[np.ndarray], options: LevelMatchOptions) -> float:

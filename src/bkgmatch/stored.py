@@ -2,6 +2,7 @@
 
 import math
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,29 +33,26 @@ class StoredArray:
     dtype: str
     shape: tuple[int, ...]
 
-    @classmethod
-    def found(cls, path: Path, dtype: str, shape: tuple[int, ...]) -> "StoredArray":
+    def checksum(self) -> int:
         """
-        Find an array that an earlier run has written.
-
-        Parameters
-        ----------
-        path, dtype, shape
-            See the class.
+        Sum up the file.
 
         Returns
         -------
-        StoredArray
-            The array.
+        int
+            CRC-32.
 
         Raises
         ------
         OSError, ValueError
-            If the file is not there, or has another size.
+            If the file is not there, has another size, or is not to hold numbers.
         """
-        if path.stat().st_size != np.dtype(dtype).itemsize * math.prod(shape):
-            raise ValueError(f"{path} has the wrong size")
-        return cls(path, dtype, shape)
+        kind = np.dtype(self.dtype)
+        if kind.kind not in "fiub" or min(self.shape) < 1:
+            raise ValueError(f"{self.path} is not to hold {kind} of shape {self.shape}")
+        if self.path.stat().st_size != kind.itemsize * math.prod(self.shape):
+            raise ValueError(f"{self.path} has the wrong size")
+        return zlib.crc32(np.memmap(self.path, np.uint8, "r"))
 
     def __getitem__(self, key: Any) -> np.ndarray:
         return np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[key])
@@ -146,6 +144,8 @@ class _StoredStack:
         return StoredArray(path, self.kind, self.size)
 
     def _write(self, i: int, row: int, rows: np.ndarray) -> None:
+        if rows.shape[1:] != self.size[1:] or row + len(rows) > self.size[0]:
+            raise ValueError(f"rows of shape {rows.shape} do not go into an image of shape {self.size} at row {row}")
         elements = np.ascontiguousarray(rows, dtype=self.dtype)
         with open(self.paths[i], "r+b", buffering=0) as file:
             file.seek(row * self.size[1] * self.dtype.itemsize)

@@ -16,6 +16,7 @@ __all__ = ["VoxelGrid", "Voxels", "columns", "fill", "middles", "neighbours", "n
 _BITS = 20  # of a voxel's number for each coordinate
 _HALF = 1 << (_BITS - 1)
 _PATCH_BITS = 3
+_AT_ONCE = 1 << 15  # pixels
 _OUTLIER = 5.0
 _NORMAL_QUARTILES = 1.349
 _FEW = 8
@@ -43,8 +44,12 @@ class VoxelGrid:
 
     def of(self, pixels: SpectralPixels) -> np.ndarray:
         """Grid coordinates, shape (3, n), of pixels; whole numbers at the corners of voxels."""
-        cells = self.sky.of(unit_vectors(pixels.ra, pixels.dec))
-        return np.stack([*cells.T, (pixels.wavelength - self.wavelength) / self.step])
+        where = np.empty((3, len(pixels.ra)))
+        for start in range(0, len(pixels.ra), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            where[:2, some] = self.sky.of(unit_vectors(pixels.ra[some], pixels.dec[some])).T
+        where[2] = (pixels.wavelength - self.wavelength) / self.step
+        return where
 
     def world(self, points: np.ndarray) -> np.ndarray:
         """Right ascension, declination and wavelength, shape (3, n), of grid coordinates, shape (3, n)."""
@@ -142,11 +147,11 @@ def fill(pixels: SpectralPixels, grid: VoxelGrid) -> Voxels:
         return Voxels(
             np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), np.zeros((3, 0))
         )
-    where = grid.of(pixels)
-    cell = np.floor(where)
-    number = numbers(cell.astype(np.int64))
-    order = np.lexsort((pixels.value, number))
-    number, value = number[order], pixels.value[order].astype(float)
+    where, value, variance = grid.of(pixels), pixels.value, pixels.variance
+    del pixels
+    number, offset = _placed(where)
+    order = np.lexsort((value, number))
+    number, value = number[order], value[order].astype(float)
     starts = np.flatnonzero(np.append(True, number[1:] != number[:-1]))
     kept = _without_outliers(value, starts)
     count = np.add.reduceat(kept, starts, dtype=np.int64)
@@ -156,8 +161,8 @@ def fill(pixels: SpectralPixels, grid: VoxelGrid) -> Voxels:
         return np.add.reduceat(weight * values, starts, axis=-1)
 
     level = mean(value)
-    if pixels.variance is not None:
-        noise = mean(pixels.variance[order])
+    if variance is not None:
+        noise = mean(variance[order])
     else:
         noise = np.full(len(starts), _typical_variance(mean(value**2) - level**2, count))
     dense = count >= max(_LEAST_PART * np.median(count), 1)
@@ -166,7 +171,7 @@ def fill(pixels: SpectralPixels, grid: VoxelGrid) -> Voxels:
         count[dense],
         level[dense],
         (noise / np.maximum(count, 1))[dense],
-        mean((where - cell - 0.5)[:, order])[:, dense],
+        np.stack([mean(axis[order])[dense] for axis in offset]),
     )
 
 
@@ -197,6 +202,15 @@ def middles(number: np.ndarray) -> np.ndarray:
     """Grid coordinates, shape (3, n), of the middle of voxels."""
     mask = (1 << _BITS) - 1
     return np.stack([((number >> _BITS * (2 - axis)) & mask) - _HALF + 0.5 for axis in range(3)])
+
+
+def _placed(where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the voxels that points lie in, and offsets from their middle, which take the place of the points."""
+    cell = np.floor(where)
+    number = numbers(cell.astype(np.int64))
+    where -= cell
+    where -= 0.5
+    return number, where
 
 
 def _without_outliers(value: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -66,10 +66,12 @@ def _locked(path: Path) -> TextIO | None:
     lock = open(path, "w")  # noqa: SIM115 - held as long as the folder is in use
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists():
+            return lock
     except BlockingIOError:
-        lock.close()
-        return None
-    return lock if path.exists() else None
+        pass
+    lock.close()
+    return None
 
 
 def _remove(path: Path, lock: TextIO) -> None:
@@ -83,21 +85,24 @@ def _remove(path: Path, lock: TextIO) -> None:
 def _remove_abandoned(place: Path) -> None:
     """Remove folders whose process is dead; of other machines this cannot be known, and they are named."""
     for folder in sorted(place.glob(f"{_PREFIX}*-*")):
-        if not folder.name.startswith(f"{_PREFIX}{socket.gethostname()}-"):
+        host = folder.name.removeprefix(_PREFIX).rpartition("-")[0]
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        if host != socket.gethostname():
             log.info("%s belongs to a run on another machine; remove it if that has ended", folder)
-        elif _is_abandoned(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        elif _is_removed(folder):
             log.warning("Removed %s, which a run that was killed had left", folder)
 
 
-def _is_abandoned(folder: Path) -> bool:
-    """Whether no process holds the lock of a folder."""
+def _is_removed(folder: Path) -> bool:
+    """Remove a folder, unless a process holds its lock; return whether it is gone."""
     try:
         with open(folder / _LOCK) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except OSError:  # it is held; or the folder is just being made, or is another user's
+            shutil.rmtree(folder, ignore_errors=True)  # while the lock is held: its owner may be about to take it
+    except OSError:  # the lock is held, or the folder is just being made, or is another user's
         return False
+    return not folder.exists()
 
 
 @contextmanager

@@ -156,6 +156,7 @@ class LibraryExposures:
         found = find_masks(masks, files or self._files()) if masks else [None] * len(known)
         if masks:
             log.info("%d of %d exposures have a user mask", sum(mask is not None for mask in found), len(found))
+        found = [mask and mask.absolute() for mask in found]  # workers have other working folders
         areas = tuple(read_regions(regions)) if regions else ()
         self._rules = [
             _Rules(k.name, bad_bits, k.recorded, mask, areas) for k, mask in zip(self._known, found, strict=True)

@@ -41,14 +41,15 @@ def work_of(step: Step, n: int, *, from_files: bool) -> Iterator[Work]:
         If a parameter cannot be used, or the cluster cannot.
     """
     cores = number_of_cores(step.maximum_cores, n)
-    journal = Journal(Path(f"{step.save_table}.resume")) if step.save_table and from_files else None
+    journal = Journal(Path(f"{step.save_table}.resume").absolute()) if step.save_table and from_files else None
     with ExitStack() as stack:
         folder = None
         if step.dask_scheduler or not step.in_memory:
             folder = stack.enter_context(WorkFolder(step.temp_dir))
         if step.dask_scheduler:
             assert folder is not None
-            work = Work(stack.enter_context(cluster(step.dask_scheduler, folder)), folder, journal)
+            shared = [folder, journal.folder.parent] if journal else [folder]
+            work = Work(stack.enter_context(cluster(step.dask_scheduler, shared)), folder, journal)
         else:
             work = Work(stack.enter_context(ThreadPoolExecutor(cores)) if cores > 1 else None, folder, journal)
         if journal:
