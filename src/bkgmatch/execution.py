@@ -104,6 +104,31 @@ class Work:
         """Where arrays are kept: with the results that refer to them, in the folder, or in memory."""
         return Shelf(self.journal.arrays if self.journal else self.folder)
 
+    def once(self, make: Callable[[], Result], *of: Any) -> Result:
+        """
+        Make a result in the calling thread, unless an earlier run has made it.
+
+        Parameters
+        ----------
+        make : callable
+            Function without arguments.
+        *of : object
+            All that the result depends on, see `bkgmatch.journal.fingerprint`.
+
+        Returns
+        -------
+        object
+            The result.
+        """
+        key = self.journal.key(*of) if self.journal else None
+        found = self.journal.get(key) if self.journal and key else None
+        if found is not None:
+            return found
+        result = make()
+        if self.journal and key:
+            self.journal.put(key, result)
+        return result
+
     def run_here(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Apply a function that uses the memory of this process to each item: in threads, if there are any."""
         return _Run(self.executor if self.shares_memory else None, None, function, list(items), "", repr).results()

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib import import_module
@@ -45,10 +45,10 @@ class Journal:
         self.folder = folder
         self.taken = 0
 
-    def key(self, function: Callable, item: Any) -> str | None:
+    def key(self, *of: Any) -> str | None:
         """Fingerprint of a task; None if something in it has no known content, so that it must be done again."""
         try:
-            return fingerprint(function, item)
+            return fingerprint(*of)
         except _Unknown:
             return None
 

@@ -262,7 +262,11 @@ class Canvas:
 
         corners = [(y, x) for y in range(0, self.shape[0], _TILE) for x in range(0, self.shape[1], _TILE)]
         work.run_here(fill, corners)
-        return Mosaic("the mosaic of the exposures", value, count, self.to_pixels, self.grid.header(self.low))
+        return self.holding(value, count)
+
+    def holding(self, image: np.ndarray, count: np.ndarray) -> Mosaic:
+        """Mosaic of an image on this grid, and the number of exposures in each of its pixels."""
+        return Mosaic("the mosaic of the exposures", image, count, self.to_pixels, self.grid.header(self.low))
 
 
 def _part(images: Stack, i: int, where: PixelMap, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from regions import SkyRegion
@@ -31,12 +32,15 @@ class SourceGuide:
         Mask or segmentation image, not zero on sources: then none are searched for.
     include, exclude : sequence of SkyRegion
         Regions that belong to sources, and regions that do not.
+    digest : str
+        Hash of all this, for results that are used again; empty if it is not known.
     """
 
     mosaic: Mosaic | None = None
     mask: Mosaic | None = None
     include: Sequence[SkyRegion] = ()
     exclude: Sequence[SkyRegion] = ()
+    digest: str = ""
 
 
 def mask_sources(
@@ -76,8 +80,10 @@ def mask_sources(
     _paint(stack, guide, given, {})
     if guide.mask is None and members:
         fields = Canvas.of([exposure.wcs for exposure in stack.exposures], stack.shape)
-        for _ in range(options.maxiters - (given is not None)):
-            before, own = own, _in_mosaics(stack, fields, options, members, work)
+        for number in range(options.maxiters - (given is not None)):
+            find = partial(_in_mosaics, stack, fields, options, members, work)
+            found = work.once(find, "masks", number, stack.exposures, options, guide)
+            before, own = own, [field.holding(*mask) for field, mask in zip(fields, found, strict=True)]
             owners = {i: mask for field, mask in zip(fields, own, strict=True) for i in field.members}
             _paint(stack, guide, given, owners)
             if _settled(before, own):
@@ -87,11 +93,16 @@ def mask_sources(
 
 def _in_mosaics(
     stack: ImageStack, fields: Sequence[Canvas], options: ImageForImageOptions, members: float, work: Work
-) -> list[Mosaic]:
-    """Masks of the sources in the mosaic of each field, of the exposures less the backgrounds that are known by now."""
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """
+    Find the sources of each field in its mosaic, of the exposures less the backgrounds that are known by now.
+
+    Return masks, and numbers of exposures.
+    """
     stack.merge_for_sources()
     noise = stack.subtract()
-    return [_detected(field.mosaic(stack.values, noise, work=work), options, members) for field in fields]
+    found = (_detected(field.mosaic(stack.values, noise, work=work), options, members) for field in fields)
+    return [(mask.image, mask.count) for mask in found]
 
 
 def _settled(before: Sequence[Mosaic], after: Sequence[Mosaic]) -> bool:

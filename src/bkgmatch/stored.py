@@ -52,7 +52,7 @@ class StoredArray:
             raise ValueError(f"{self.path} is not to hold {kind} of shape {self.shape}")
         if self.path.stat().st_size != kind.itemsize * math.prod(self.shape):
             raise ValueError(f"{self.path} has the wrong size")
-        return zlib.crc32(np.memmap(self.path, np.uint8, "r"))
+        return zlib.crc32(np.memmap(self.path, np.uint8, "r").data)
 
     def __getitem__(self, key: Any) -> np.ndarray:
         return np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[key])

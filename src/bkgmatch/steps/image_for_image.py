@@ -11,6 +11,7 @@ from stdatamodels.jwst.datamodels import ImageModel, JwstDataModel
 from bkgmatch.execution import Work
 from bkgmatch.image_backgrounds import MADE, ImageBackgrounds, SourceGuide, make_backgrounds
 from bkgmatch.image_story import story
+from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.masks import read_regions
 from bkgmatch.mosaics import read_mosaic, read_source_mask
 from bkgmatch.options import ImageForImageOptions
@@ -134,11 +135,13 @@ class ImageForImageStep(BackgroundStep):
         """Read what is given of the sources."""
         if self.mosaic and self.source_mask:
             raise ValueError("mosaic and source_mask are both given: with a mask no sources are searched for; give one")
+        files = (self.mosaic, self.source_mask, self.include_regions, self.exclude_regions)
         return SourceGuide(
             mosaic=read_mosaic(self.mosaic) if self.mosaic else None,
             mask=read_source_mask(self.source_mask) if self.source_mask else None,
             include=read_regions(self.include_regions) if self.include_regions else (),
             exclude=read_regions(self.exclude_regions) if self.exclude_regions else (),
+            digest=fingerprint([name and file_digest(Path(name)) for name in files]),
         )
 
     def _known(self, library: ModelLibrary, files: list[Path], work: Work) -> LibraryExposures:
