@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 from scipy.stats import norm
 
+from bkgmatch import detection
 from bkgmatch.detection import deviation, find_sources, flat_mosaic
 from bkgmatch.options import ImageForImageOptions
 
@@ -338,3 +339,15 @@ def test_wide_light_grows_masks_as_far_as_they_can():
     labels, _ = ndimage.label(found(image, options=HIGH, light=0.05))
     reach = np.sqrt((labels == labels[200, 200]).sum() / np.pi)
     assert reach > 30
+
+
+@pytest.mark.parametrize("dilate_size", [0, 5, 121])
+def test_strips_of_rows_change_nothing(monkeypatch, dilate_size):
+    """Sources that touch, one with a hole, an empty middle, and masks that grow farther than the rings."""
+    image = noise((700, 90)) + sum(star(y, x, 300, (700, 90), wings=0.1) for y, x in [(20, 20), (40, 33), (640, 70)])
+    image[np.abs(radius(560, 40, (700, 90)) - 22) < 3] += 100
+    options = options_of(snr_threshold=3.0, npixels=5, kernel_fwhm=2.0, dilate_size=dilate_size)
+    whole = found(image, options=options, light=0.1)
+    monkeypatch.setattr(detection, "_AT_ONCE", 1)
+    np.testing.assert_array_equal(found(image, options=options, light=0.1), whole)
+    assert 0.02 < whole.mean() < 0.9

@@ -11,6 +11,7 @@ from astropy.wcs import WCS
 from common import PLACES, centres_on, tan, to_sky
 from regions import CircleSkyRegion
 
+from bkgmatch import detection, image_samples, image_stack, mosaics
 from bkgmatch.execution import Work, threads
 from bkgmatch.exposures import Exposure
 from bkgmatch.footprints import angles
@@ -894,3 +895,19 @@ def test_one_exposure():
     result = make_backgrounds(scene(1).exposures)
     assert "no other exposure" in result.status[0]
     assert result.members == ((),)
+
+
+@pytest.mark.parametrize("scale", ["additive", "multiplicative"])
+def test_pieces_that_are_worked_on_at_once_change_nothing(monkeypatch, scale):
+    known, options = scene(5), ImageForImageOptions(scale=scale)
+    whole = make_backgrounds(known.exposures, options)
+    for module in (image_stack, image_samples, detection, mosaics):
+        monkeypatch.setattr(module, "_AT_ONCE", 1)
+    pieces = make_backgrounds(known.exposures, options)
+    for name in ("level", "rms", "masked", "holes", "donors"):
+        np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), rtol=1e-6)
+    for i in range(5):
+        one, two = whole.background(i), pieces.background(i)
+        np.testing.assert_allclose(two.value, one.value, rtol=2e-7)
+        np.testing.assert_allclose(two.variance, one.variance, rtol=1e-6)
+        np.testing.assert_array_equal(pieces.sources(i), whole.sources(i))
