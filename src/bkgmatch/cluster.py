@@ -6,6 +6,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
@@ -42,21 +43,37 @@ def cluster(address: str, folders: Sequence[Path]) -> Iterator[Executor]:
     ValueError
         If a worker does not see a folder, or has another version of bkgmatch.
     """
+    with _connected(address) as client:
+        _check_workers(client, address, folders)
+        with _ClusterExecutor(client, address) as executor:
+            yield executor
+
+
+def _connected(address: str) -> Any:
+    """Client of a scheduler. It is made in a thread: what listens there may accept, and never answer."""
     try:
         from distributed import Client
     except ImportError as error:
         raise ImportError("dask_scheduler needs dask.distributed: pip install 'bkgmatch[dask]'") from error
+    made = SimpleQueue[Any]()
+
+    def connect() -> None:
+        try:
+            made.put(Client(address, timeout=_CONNECT_SECONDS, set_as_default=False))
+        except Exception as error:  # of many kinds
+            made.put(error)
+
+    threading.Thread(target=connect, daemon=True).start()
     try:
-        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
+        client = made.get(timeout=1.5 * _CONNECT_SECONDS)
+    except Empty:
+        client = TimeoutError("it accepts connections, but says nothing")
+    if isinstance(client, Exception):
         raise ConnectionError(
-            f"the Dask scheduler at {address} does not answer ({error}); start it with 'dask scheduler', or correct "
+            f"the Dask scheduler at {address} does not answer ({client}); start it with 'dask scheduler', or correct "
             "dask_scheduler"
-        ) from error
-    with client:
-        _check_workers(client, address, folders)
-        with _ClusterExecutor(client, address) as executor:
-            yield executor
+        ) from client
+    return client
 
 
 def _check_workers(client: Any, address: str, folders: Sequence[Path]) -> None:

@@ -93,8 +93,10 @@ def _in_order(solution: Solution) -> Solution:
     """Renumber the components in order of their first group, with mean zero over their groups."""
     component = renumbered(solution.component)
     coefficients = solution.coefficients.copy()
-    for one in range(component.max(initial=-1) + 1):
-        coefficients[component == one] -= coefficients[component == one].mean(axis=0)
+    inside = component >= 0
+    member = component[inside]
+    mean = np.bincount(member, coefficients[inside, 0]) / np.bincount(member)
+    coefficients[inside, 0] -= mean[member]
     return Solution(coefficients, solution.covariance, component)
 
 
