@@ -21,6 +21,7 @@ log = logging.getLogger("stpipe.bkgmatch.execution")
 
 _WINDOW = 1024  # tasks under way: their arguments are in the memory of the scheduler
 _REPORT_SECONDS = 15.0
+_TOLD_SECONDS = 3.0  # stages that take less are not worth a line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -133,7 +134,7 @@ class Work:
         """Apply a function that uses the memory of this process to each item: in threads, if there are any."""
         return _Run(self.executor if self.shares_memory else None, None, function, list(items), "", repr).results()
 
-    def stack(self, name: str, n: int, shape: tuple[int, int], dtype: type) -> Stack:
+    def stack(self, name: str, n: int, shape: tuple[int, ...], dtype: type) -> Stack:
         """Make room for n images, in memory or in the folder."""
         return new_stack(self.folder, name, n, shape, dtype)
 
@@ -188,6 +189,15 @@ class _Run:
 
     def results(self) -> list:
         """Results of all items."""
+        start = time.monotonic()
+        try:
+            return self._results_of_all()
+        finally:
+            seconds = time.monotonic() - start
+            if self._what and seconds > _TOLD_SECONDS:
+                log.info("%s: %d of %d in %.0f s", self._what, self._done, len(self._items), seconds)
+
+    def _results_of_all(self) -> list:
         todo = [i for i in range(len(self._items)) if not self._is_known(i)]
         if self._executor is None:
             for i in todo:

@@ -177,37 +177,52 @@ def bin_pixels(
         The sets.
     """
     centre, scale = around or _centre_and_scale(values, good)
-    n_atoms = len(members)
-    first, tables = _tables(values, good, labels, n_atoms, centre, scale)
-    used = np.flatnonzero(tables[0].any(axis=1))
     to_sets = members.astype(float)
-    n, total, squares = ((table[used] @ to_sets).T for table in tables)
+    first, sums, number = _sums(values, good, labels, to_sets, centre, scale)
+    used = np.flatnonzero(sums[0].any(axis=1))
+    n, total, squares = (table[used].T for table in sums)
     low, high, starts, cumulative = _spread(used + first, n, total, squares)
-    shared = to_sets.T @ (tables[0].sum(axis=0)[:, None] * to_sets)
+    shared = to_sets.T @ (number[:, None] * to_sets)
     return BinnedSets(centre, scale, starts, n, low, high, cumulative, shared)
 
 
-def _tables(
-    values: np.ndarray, good: np.ndarray, labels: np.ndarray, n_atoms: int, centre: float, scale: float
-) -> tuple[int, np.ndarray]:
-    """First bin, and number, sum and sum of squares of the offsets, shape (3, n_bins, n_atoms)."""
+def _sums(
+    values: np.ndarray, good: np.ndarray, labels: np.ndarray, to_sets: np.ndarray, centre: float, scale: float
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """First bin; number, sum and sum of squares of the offsets, shape (3, n_bins, n_sets); pixels of each atom."""
+    n_atoms, n_sets = to_sets.shape
     width = n_atoms + 1
-    blocks = []
+    least, sums, number = 0, np.zeros((3, 0)), np.zeros(n_atoms)
     for start in range(0, values.size, _BLOCK):
         block = slice(start, start + _BLOCK)
         with np.errstate(over="ignore"):  # values out of reach are put at the largest number
             cell, offset = _cells(values[block], good[block], labels[block], n_atoms, centre, scale)
         first = int(cell.min()) // width
         cell -= first * width
-        size = (int(cell.max()) // width + 1) * width
-        blocks.append((first, [np.bincount(cell, w, minlength=size) for w in (None, offset, np.square(offset))]))
-    least = min((first for first, _ in blocks), default=0)
-    end = max((first + len(sums[0]) // width for first, sums in blocks), default=0)
-    tables = np.zeros((3, (end - least) * width))
-    for first, sums in blocks:
-        for table, part in zip(tables, sums, strict=True):
-            table[(first - least) * width :][: len(part)] += part
-    return least, tables.reshape(3, -1, width)[:, :, :n_atoms]
+        bins = int(cell.max()) // width + 1
+        least, sums = _with_room(least, sums, first * n_sets, (first + bins) * n_sets, n_sets)
+        window = sums.reshape(3, -1, n_sets)[:, first - least :][:, :bins]
+        used: np.ndarray | slice = slice(None)
+        for k, weight in enumerate((None, offset, np.square(offset))):
+            table = np.bincount(cell, weight, minlength=bins * width).reshape(bins, width)[:, :n_atoms]
+            if k == 0:
+                number += table.sum(axis=0)
+                used = np.flatnonzero(table.any(axis=1))
+            window[k, used] += table[used] @ to_sets
+    return least, sums.reshape(3, -1, n_sets), number
+
+
+def _with_room(least: int, tables: np.ndarray, start: int, stop: int, width: int) -> tuple[int, np.ndarray]:
+    """Make room for elements from start to stop; return the first bin, and the tables."""
+    begin, end = least * width, least * width + tables.shape[1]
+    if begin <= start and stop <= end:
+        return least, tables
+    if begin == end:
+        begin, end = start, start
+    low, high = min(begin, start), max(end, stop)
+    wider = np.zeros((3, high - low))
+    wider[:, begin - low : end - low] = tables
+    return low // width, wider
 
 
 def _spread(

@@ -97,11 +97,12 @@ def merge_others(
     value = np.empty(stack.shape, dtype=np.float32) if out is None else out
     count = np.empty(stack.shape, dtype=np.uint16) if out_count is None else out_count
     spread = np.ones(len(stack)) if scatter is None else np.asarray(scatter, dtype=float)
-    merge = _Merge(stack, value, count, out_effective, list(_pools(donors.astype(bool))), spread, method)
-    bands = [
-        (rows, None if noise is None else sigma * np.asarray(noise[rows], dtype=np.float32)) for rows in _bands(stack)
-    ]
-    work.run(merge.band, bands, what="Merging", keep=False)
+    limit = None
+    if noise is not None:
+        limit = work.stack("limit", 1, stack.shape[1:], np.float32)
+        limit[0] = sigma * np.asarray(noise, dtype=np.float32)
+    merge = _Merge(stack, value, count, out_effective, list(_pools(donors.astype(bool))), spread, method, limit)
+    work.run(merge.band, _bands(stack), what="Merging", keep=False)
     return value, count
 
 
@@ -116,10 +117,11 @@ class _Merge:
     pools: list[tuple[np.ndarray, np.ndarray]]
     spread: np.ndarray
     method: MergeMethod
+    limit: Stack | None
 
-    def band(self, item: tuple[slice, np.ndarray | None]) -> None:
-        """Merge some rows, whose limits of outliers are given."""
-        rows, limit = item
+    def band(self, rows: slice) -> None:
+        """Merge some rows."""
+        limit = None if self.limit is None else self.limit[:, rows][0]
         part = np.asarray(self.stack[:, rows], dtype=np.float32)
         merged = np.full(part.shape, np.nan, dtype=np.float32)
         number = np.zeros(part.shape, dtype=np.uint16)

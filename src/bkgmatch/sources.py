@@ -92,7 +92,7 @@ def background_level(images: Iterable[np.ndarray], options: LevelMatchOptions) -
     for image in images:
         waiting.append(image[np.isfinite(image) & ~source_mask(image, options)])
         if sum(values.size for values in waiting) > _FEW:
-            bins = bins or _Bins.around(waiting[0])
+            bins = bins or _Bins.around(np.concatenate(waiting))
             bins.add(waiting)
             waiting = []
     if bins is not None:

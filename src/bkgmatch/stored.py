@@ -111,7 +111,7 @@ class _StoredStack:
 
     paths: tuple[Path, ...]
     kind: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -152,7 +152,7 @@ class _StoredStack:
             file.write(elements.data)
 
 
-def new_stack(folder: Path | None, name: str, n: int, shape: tuple[int, int], dtype: type) -> Stack:
+def new_stack(folder: Path | None, name: str, n: int, shape: tuple[int, ...], dtype: type) -> Stack:
     """
     Make room for images, all zero.
 

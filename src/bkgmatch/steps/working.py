@@ -1,5 +1,6 @@
 """How the work of a step is done: threads or a cluster, temporary files, and results of an interrupted run."""
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,8 @@ from bkgmatch.steps.inputs import number_of_cores
 from bkgmatch.workspace import WorkFolder
 
 __all__ = ["work_of"]
+
+log = logging.getLogger("stpipe.bkgmatch.working")
 
 
 @contextmanager
@@ -52,6 +55,9 @@ def work_of(step: Step, n: int, *, from_files: bool) -> Iterator[Work]:
             work = Work(stack.enter_context(cluster(step.dask_scheduler, shared)), folder, journal)
         else:
             work = Work(stack.enter_context(ThreadPoolExecutor(cores)) if cores > 1 else None, folder, journal)
+        if folder:
+            log.info("Temporary files are in %s", folder)
         if journal:
+            log.info("What is measured is kept in %s until the step is complete", journal.folder)
             step.journals.append(journal)
         yield work
