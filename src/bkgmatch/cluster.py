@@ -1,5 +1,6 @@
 """A running Dask cluster as an executor that reports what it lost."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -11,6 +12,8 @@ from typing import Any
 from uuid import uuid4
 
 __all__ = ["cluster"]
+
+log = logging.getLogger("stpipe.bkgmatch.cluster")
 
 _CONNECT_SECONDS = 20.0
 _WORKER_SECONDS = 30.0  # for the first worker to come, and for another when all are gone
@@ -91,6 +94,8 @@ def _check_workers(client: Any, address: str, folders: Sequence[Path]) -> None:
     finally:
         for token in tokens:
             token.unlink(missing_ok=True)
+    threads = sum(client.nthreads().values())
+    log.info("The work is done by the Dask cluster at %s: %d workers, %d threads", address, len(found), threads)
     for worker, seen in found.items():
         if isinstance(seen, Exception):
             raise ValueError(f"worker {worker} cannot import bkgmatch ({seen}); install it there")

@@ -187,7 +187,9 @@ def fit_pairs(
     """
     batches = _batches(pairs, _PAIRS)
     items = [[(cutouts[i], cutouts[j]) for i, j in batch] for batch in batches]
-    fits = chain.from_iterable(work.run(partial(_fit_batch, p=p, unit=unit), items, what="Pairs, in batches"))
+    fits = chain.from_iterable(
+        work.run(partial(_fit_batch, p=p, unit=unit), items, what="Comparing pairs (in batches)")
+    )
     found = [(pair, fit) for pair, fit in zip(pairs, fits, strict=True) if fit]
     first, second = np.array([pair for pair, _ in found], dtype=int).reshape(-1, 2).T
     columns = list(zip(*(fit for _, fit in found), strict=True)) or [()] * 7
@@ -432,7 +434,7 @@ def sum_patches(
     """
     items = [_patch_batch(batch, cutouts, start, units, containers) for batch in _batches(patches(cutouts), _PATCHES)]
     p = start.coefficients.shape[1]
-    return join_sums(work.run(_sum_batch, items, what="Differences, in batches"), p)
+    return join_sums(work.run(_sum_batch, items, what="Adding up differences (in batches)"), p)
 
 
 class _PatchBatch(NamedTuple):

@@ -185,15 +185,15 @@ class _Run:
         self._what, self._name = what, name
         self._results: list = [None] * len(items)
         self._keys = [journal.key(function, item) if journal else None for item in items]
-        self._done, self._reported = 0, time.monotonic()
+        self._done, self._taken = 0, 0
+        self._started = self._reported = time.monotonic()
 
     def results(self) -> list:
         """Results of all items."""
-        start = time.monotonic()
         try:
             return self._results_of_all()
         finally:
-            seconds = time.monotonic() - start
+            seconds = time.monotonic() - self._started
             if self._what and seconds > _TOLD_SECONDS:
                 log.info("%s: %d of %d in %.0f s", self._what, self._done, len(self._items), seconds)
 
@@ -214,6 +214,7 @@ class _Run:
             return False
         self._results[i] = found
         self._done += 1
+        self._taken += 1
         return True
 
     def _keep(self, i: int, result: Any) -> None:
@@ -222,9 +223,11 @@ class _Run:
         if self._journal and key:
             self._journal.put(key, result)
         self._done += 1
-        if self._what and time.monotonic() - self._reported > _REPORT_SECONDS:
-            self._reported = time.monotonic()
-            log.info("%s: %d of %d", self._what, self._done, len(self._items))
+        now = time.monotonic()
+        if self._what and now - self._reported > _REPORT_SECONDS:
+            self._reported = now
+            left = (now - self._started) * (len(self._items) - self._done) / (self._done - self._taken)
+            log.info("%s: %d of %d, about %.0f s left", self._what, self._done, len(self._items), left)
 
     def _spread(self, executor: Executor, todo: Sequence[int]) -> None:
         waiting, running, ready = deque(todo), dict[Future, int](), SimpleQueue[Future]()

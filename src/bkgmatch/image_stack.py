@@ -172,7 +172,9 @@ class ImageStack:
     def _read(self) -> np.ndarray:
         """Read the pixels of the exposures; return the variance of a pixel relative to others."""
         read = partial(_read_one, images=self.images, inverse=self.values, first=self.exposures[0].name)
-        self._work.run(read, enumerate(self.exposures), what="Pixels", name=lambda item: item[1].name, keep=False)
+        self._work.run(
+            read, enumerate(self.exposures), what="Reading pixels", name=lambda item: item[1].name, keep=False
+        )
         inverse, number = np.zeros(self.shape), np.zeros(self.shape, dtype=np.uint16)
         for one_over in self.values:
             inverse += one_over

@@ -102,7 +102,7 @@ def merge_others(
         limit = work.stack("limit", 1, stack.shape[1:], np.float32)
         limit[0] = sigma * np.asarray(noise, dtype=np.float32)
     merge = _Merge(stack, value, count, out_effective, list(_pools(donors.astype(bool))), spread, method, limit)
-    work.run(merge.band, _bands(stack), what="Merging", keep=False)
+    work.run(merge.band, _bands(stack), what="Merging exposures (in bands of rows)", keep=False)
     return value, count
 
 

@@ -163,7 +163,7 @@ def _match_levels(
     order = np.argsort([e.name for e in exposures])
     factor = handy_factor(exposures)
     by_name = [exposures[i] if factor == 1 else exposures[i].times(factor) for i in order]
-    outlines = work.run(outline_of, by_name, what="Outlines", name=attrgetter("name"))
+    outlines = work.run(outline_of, by_name, what="Outlining exposures", name=attrgetter("name"))
     passes = _passes(by_name, options)
     found = [
         match_neighbourhood(by_name, outlines, members, passes, options, work, watch)

@@ -155,7 +155,9 @@ def _measure_all(
         options.usigma,
         options.binwidth,
     )
-    outlines = work.run(partial(_outline, options=options), exposures, what="Outlines", name=attrgetter("name"))
+    outlines = work.run(
+        partial(_outline, options=options), exposures, what="Outlining exposures", name=attrgetter("name")
+    )
     if options.overlap == "exact":
         outlines = [replace(outline, exposure=e) for outline, e in zip(outlines, exposures, strict=True)]
     compares = options.matches and not options.by_differences
@@ -167,7 +169,9 @@ def _measure_all(
         )
         for i, near in enumerate(neighbours)
     ]
-    return work.run(partial(_measure, statistic=statistic), items, what="Levels", name=lambda near: near.exposure.name)
+    return work.run(
+        partial(_measure, statistic=statistic), items, what="Measuring levels", name=lambda near: near.exposure.name
+    )
 
 
 class _Near(NamedTuple):

@@ -323,7 +323,7 @@ def measure_neighbourhood(
     cutouts = work.run(
         partial(_placed, grid=grid, options=options, shelf=work.shelf),
         zip(exposures, outlines, strict=True),
-        what="Common cells",
+        what="Putting exposures on common cells",
         name=lambda item: item[0].name,
     )
     unit = float(np.median([c.half for c in cutouts]))

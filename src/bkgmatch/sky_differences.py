@@ -48,7 +48,7 @@ def solve_differences(
     factor = handy_factor(exposures)
     limited = [_within_limits(exposures[i], options) for i in by_name]
     limited = limited if factor == 1 else [exposure.times(factor) for exposure in limited]
-    outlines = work.run(outline_of, limited, what="Outlines", name=attrgetter("name"))
+    outlines = work.run(outline_of, limited, what="Outlining exposures", name=attrgetter("name"))
     units, together = groups[by_name], [np.zeros(n, dtype=int)]
     sums, sigma = [], np.zeros(n)
     for members in neighbourhoods(limited, outlines):

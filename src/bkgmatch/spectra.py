@@ -167,7 +167,7 @@ def match_spectra(
     for members in _neighbourhoods([exposures[i] for i in order]):
         some = [exposures[order[i]] for i in members]
         grid = _common_grid(some, options)
-        voxels = work.run(partial(_filled, grid=grid), some, what="Voxels", name=attrgetter("name"))
+        voxels = work.run(partial(_filled, grid=grid), some, what="Filling voxels", name=attrgetter("name"))
         found.append((order[members], match_voxels([e.name for e in some], voxels, grid, options, work=work)))
     return _joined([e.name for e in exposures], found)
 

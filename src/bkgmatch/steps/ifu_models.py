@@ -176,7 +176,9 @@ class IFUModels:
         names = unique_names([k.name for k in known])
         self._known = [replace(k, name=name) for k, name in zip(known, names, strict=True)]
         is_kept = work.journal and files
-        self._digests = work.run(file_digest, files, what="Checksums", name=str, keep=False) if is_kept else None
+        self._digests = (
+            work.run(file_digest, files, what="Reading checksums", name=str, keep=False) if is_kept else None
+        )
 
     @property
     def names(self) -> list[str]:
@@ -239,7 +241,11 @@ class IFUModels:
         """Look at one model, or change it."""
         if isinstance(self._models, ModelContainer):
             return function(self._models[index])
-        model = self._models.borrow(index)
+        try:
+            model = self._models.borrow(index)
+        except Exception as error:  # astropy, asdf and the models raise many kinds
+            member = self._models.asn["products"][0]["members"][index]["expname"]
+            raise ValueError(unreadable(member, error)) from error
         try:
             return function(model)
         finally:
@@ -256,7 +262,7 @@ class IFUModels:
         if self._work.shares_memory or not self._files:
             return [self.use(i, look) for i, look in enumerate(know)]
         items = list(zip(self._files, know, strict=True))
-        return self._work.run(_use_file, items, what="Exposures", name=lambda item: str(item[0]), keep=False)
+        return self._work.run(_use_file, items, what="Checking exposures", name=lambda item: str(item[0]), keep=False)
 
     def _reader(self, index: int, channel: str) -> Callable[[], SpectralPixels]:
         """Make the function that reads a channel: here, on a worker from its file, or from a copy for workers."""

@@ -205,14 +205,14 @@ class LibraryExposures:
     def _look_at_all(self, know: Callable[[JwstDataModel], "_Known"]) -> "list[_Known]":
         if self._work.shares_memory or not self._paths:
             return [self._with_model(i, know) for i in range(len(self._library))]
-        return self._work.run(partial(use_file, use=know), self._paths, what="Exposures", name=str, keep=False)
+        return self._work.run(partial(use_file, use=know), self._paths, what="Checking exposures", name=str, keep=False)
 
     def _hashed(self, regions: str | None) -> list[str]:
         """Hash of all that the pixels of each exposure depend on, if results are kept; else empty."""
         if not (self._work.journal and self._paths):
             return [""] * len(self._known)
         of_regions = file_digest(Path(regions)) if regions else ""
-        of_files = self._work.run(file_digest, self._paths, what="Checksums", name=str, keep=False)
+        of_files = self._work.run(file_digest, self._paths, what="Reading checksums", name=str, keep=False)
         return [
             fingerprint(digest, rules.bad_bits, rules.recorded, rules.mask and file_digest(rules.mask), of_regions)
             if known.has_wcs
