@@ -15,7 +15,7 @@ __all__ = ["cluster"]
 
 log = logging.getLogger("stpipe.bkgmatch.cluster")
 
-_CONNECT_SECONDS = 20.0
+_CONNECT_SECONDS = 10.0
 _WORKER_SECONDS = 30.0  # for the first worker to come, and for another when all are gone
 _WATCH_SECONDS = 2.0
 
@@ -58,6 +58,7 @@ def _connected(address: str) -> Any:
         from distributed import Client
     except ImportError as error:
         raise ImportError("dask_scheduler needs dask.distributed: pip install 'bkgmatch[dask]'") from error
+    log.info("Connecting to the Dask scheduler at %s", address)
     made = SimpleQueue[Any]()
 
     def connect() -> None:
@@ -81,6 +82,8 @@ def _connected(address: str) -> Any:
 
 def _check_workers(client: Any, address: str, folders: Sequence[Path]) -> None:
     try:
+        if not client.nthreads():
+            log.info("The Dask scheduler has no workers: waiting %.0f s for one", _WORKER_SECONDS)
         client.wait_for_workers(1, timeout=_WORKER_SECONDS)
     except TimeoutError as error:
         raise ConnectionError(

@@ -187,7 +187,7 @@ def check_distinct(files: Sequence[Path]) -> None:
     """Raise ValueError if files in different folders have the same name: their copies would replace each other."""
     shared = sorted(name for name, count in Counter(file.name for file in files).items() if count > 1)
     if shared:
-        raise ValueError(f"several files are named {shared[0]}: their copies would replace each other; rename them")
+        raise ValueError(f"several files are named {shared[0]}: their results would replace each other; rename them")
 
 
 def check_copies(files: Sequence[Path], folder: Path) -> None:

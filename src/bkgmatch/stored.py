@@ -4,6 +4,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from uuid import uuid4
 
 import numpy as np
 
-__all__ = ["Shelf", "Stack", "StoredArray", "new_stack"]
+__all__ = ["Shelf", "Stack", "StoredArray", "new_stack", "temporary_file"]
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,20 @@ class _StoredStack:
         if rows.shape[1:] != self.size[1:] or row + len(rows) > self.size[0]:
             raise ValueError(f"rows of shape {rows.shape} do not go into an image of shape {self.size} at row {row}")
         elements = np.ascontiguousarray(rows, dtype=self.dtype)
-        with open(self.paths[i], "r+b", buffering=0) as file:
+        with temporary_file(self.paths[i]), open(self.paths[i], "r+b") as file:
             file.seek(row * self.size[1] * self.dtype.itemsize)
             file.write(elements.data)
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[None]:
+    """Tell of an OSError in writing which folder is meant, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"a temporary file cannot be written in {path.parent} ({error}); set temp_dir to a folder with more room"
+        ) from error
 
 
 def new_stack(folder: Path | None, name: str, n: int, shape: tuple[int, ...], dtype: type) -> Stack:
@@ -186,6 +198,7 @@ def new_stack(folder: Path | None, name: str, n: int, shape: tuple[int, ...], dt
 def _store(array: np.ndarray, path: Path) -> StoredArray:
     """Write an array to a file, which takes its name when it is complete."""
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    np.ascontiguousarray(array).tofile(part)
-    os.replace(part, path)
+    with temporary_file(path):
+        np.ascontiguousarray(array).tofile(part)
+        os.replace(part, path)
     return StoredArray(path, array.dtype.str, array.shape)

@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -48,7 +49,7 @@ class WorkFolder:
         while lock is None:
             self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{socket.gethostname()}-", dir=place))
             lock = _locked(self.path / _LOCK)
-        self._finalizer = weakref.finalize(self, _remove, self.path, lock)
+        self._finalizer = weakref.finalize(self, _remove, self.path, lock, os.getpid())
 
     def __enter__(self) -> Path:
         return self.path
@@ -74,7 +75,9 @@ def _locked(path: Path) -> TextIO | None:
     return None
 
 
-def _remove(path: Path, lock: TextIO) -> None:
+def _remove(path: Path, lock: TextIO, owner: int) -> None:
+    if os.getpid() != owner:  # a forked child ends
+        return
     for _ in range(3):  # a task that still runs may write into it
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():

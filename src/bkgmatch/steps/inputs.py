@@ -13,7 +13,7 @@ from stcal.multiprocessing import compute_num_cores
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
-from bkgmatch.images import check_listed_once
+from bkgmatch.images import check_distinct, check_listed_once
 from bkgmatch.steps.streamed import StreamedLibrary
 
 __all__ = [
@@ -84,12 +84,15 @@ def check_outputs(step: Step, files: list[Path], given: Any = None) -> None:
     FileNotFoundError
         If the folder of its table does not exist.
     ValueError
-        If its table would replace something that is no table, or a result or its association an input.
+        If its table would replace something that is no table, or a result or its association an input, or results would
+        replace each other.
     """
     if step.save_table and not Path(step.save_table).resolve().parent.is_dir():
         raise FileNotFoundError(f"the folder of save_table={step.save_table} does not exist; make it first")
     if step.save_table:
         _check_table(Path(step.save_table))
+    if step.save_results:
+        check_distinct(files)
     for file in files if step.save_results else []:
         if Path(step.make_output_path(basepath=file.name)).resolve() == file:
             raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
@@ -194,7 +197,7 @@ def number_of_cores(maximum_cores: str, most: int) -> int:
         If it is something else.
     """
     known = maximum_cores.lower() in ("none", "one", "quarter", "half", "all")
-    if not (known or maximum_cores.isnumeric()):
+    if not (known or (maximum_cores.isdecimal() and int(maximum_cores) > 0)):
         raise ValueError(f"maximum_cores={maximum_cores!r}: use none, quarter, half, all, or a number")
     return int(compute_num_cores(maximum_cores, most, os.cpu_count() or 1))
 

@@ -8,6 +8,7 @@ from typing import Any
 from jwst.datamodels import ModelLibrary
 from stdatamodels.jwst.datamodels import JwstDataModel
 
+from bkgmatch.stored import temporary_file
 from bkgmatch.workspace import WorkFolder
 
 __all__ = ["StreamedLibrary", "quick_collection"]
@@ -68,6 +69,11 @@ class StreamedLibrary(ModelLibrary):
         """Open a model."""
         gc.collect()
         return super().borrow(index)
+
+    def shelve(self, model: JwstDataModel, index: int | None = None, modify: bool = True) -> None:
+        """Put a model back; if it is changed, it goes to a temporary file."""
+        with temporary_file(self._folder.path / "any"):
+            super().shelve(model, index, modify)
 
 
 @contextmanager

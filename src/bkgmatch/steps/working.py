@@ -58,6 +58,7 @@ def work_of(step: Step, n: int, *, from_files: bool) -> Iterator[Work]:
         if folder:
             log.info("Temporary files are in %s", folder)
         if journal:
-            log.info("What is measured is kept in %s until the step is complete", journal.folder)
+            what = "Going on from an interrupted run" if journal.folder.exists() else "What is measured is kept"
+            log.info("%s: %s", what, journal.folder)
             step.journals.append(journal)
         yield work
