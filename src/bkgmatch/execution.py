@@ -36,7 +36,7 @@ class Work:
     ----------
     executor : concurrent.futures.Executor, optional
         What runs it: threads, or the executor of a Dask client. By default the calling thread.
-    folder : Path, optional
+    folder : str or Path, optional
         Folder for arrays that are not to be kept in memory. Workers of an executor that are not threads of this process
         must see it. The files stay there.
     journal : Journal, optional
@@ -46,6 +46,8 @@ class Work:
     ------
     ValueError
         If the executor is not one of threads, and there is no folder.
+    FileNotFoundError
+        If the folder does not exist.
     """
 
     executor: Executor | None = None
@@ -53,6 +55,10 @@ class Work:
     journal: Journal | None = None
 
     def __post_init__(self) -> None:
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
+            if not self.folder.is_dir():
+                raise FileNotFoundError(f"the folder {self.folder} does not exist; make it first")
         if self.folder is None and not self.shares_memory:
             raise ValueError("workers that are no threads of this process need a folder that they and it can see")
 

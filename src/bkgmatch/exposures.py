@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from astropy.coordinates import ICRS
@@ -16,6 +17,8 @@ LYOT = "lyot"
 """Part of a MIRI tile that is matched to the rest of it."""
 
 _SMALL = 1e-8
+
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -136,16 +139,11 @@ class Exposure:
         if variance is not None and variance.shape != data.shape:
             raise ValueError(f"{name}: the variance has shape {variance.shape}, the data {data.shape}")
         to_sky = wcs if callable(wcs) else icrs_of(wcs)
-        return cls(name, lambda: Pixels(data, mask, variance), to_sky, **kwargs)  # type: ignore[arg-type]
+        return cls(name, partial(_given, Pixels(data, mask, variance)), to_sky, **kwargs)  # type: ignore[arg-type]
 
     def times(self, factor: float) -> "Exposure":
         """Exposure in another unit."""
-
-        def scaled(pixels: Pixels) -> Pixels:
-            variance = None if pixels.variance is None else pixels.variance * np.float64(factor) ** 2
-            return Pixels(pixels.data * np.float64(factor), pixels.good, variance)
-
-        return self.changed(scaled, f"times {factor!r}")
+        return self.changed(partial(_scaled, factor=factor), f"times {factor!r}")
 
     def changed(self, change: Callable[[Pixels], Pixels], how: str) -> "Exposure":
         """
@@ -163,8 +161,7 @@ class Exposure:
         Exposure
             The same but for `read` and ``digest``.
         """
-        read = self.read
-        return replace(self, read=lambda: change(read()), digest=self.digest and f"{self.digest}, {how}")
+        return replace(self, read=partial(_changed, self.read, change), digest=self.digest and f"{self.digest}, {how}")
 
 
 class SpectralPixels(NamedTuple):
@@ -288,7 +285,7 @@ class SpectralExposure:
         kept = np.asarray(arrays.pop("good", np.isfinite(values)), dtype=bool)
         kept = kept & ~np.logical_or.reduce(masks) if masks else kept
         pixels = SpectralPixels(value=values[kept], **{key: a[kept] for key, a in arrays.items()}).finite()
-        return cls(name, lambda: pixels, *pixels.extent(), slice_width)
+        return cls(name, partial(_given, pixels), *pixels.extent(), slice_width)
 
 
 def icrs_of(wcs: WCS) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -307,12 +304,28 @@ def icrs_of(wcs: WCS) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np
     """
     if isinstance(wcs_to_celestial_frame(wcs), ICRS) and wcs.wcs.lng == 0:
         return wcs.pixel_to_world_values
+    return partial(_to_icrs, wcs)
 
-    def to_sky(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        position = wcs.pixel_to_world(x, y).icrs
-        return position.ra.deg, position.dec.deg
 
-    return to_sky
+# Functions of the module, not local ones: these can be sent to other processes.
+
+
+def _to_icrs(wcs: WCS, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    position = wcs.pixel_to_world(x, y).icrs
+    return position.ra.deg, position.dec.deg
+
+
+def _given(pixels: Given) -> Given:
+    return pixels
+
+
+def _changed(read: Callable[[], Pixels], change: Callable[[Pixels], Pixels]) -> Pixels:
+    return change(read())
+
+
+def _scaled(pixels: Pixels, factor: float) -> Pixels:
+    variance = None if pixels.variance is None else pixels.variance * np.float64(factor) ** 2
+    return Pixels(pixels.data * np.float64(factor), pixels.good, variance)
 
 
 def handy_factor(exposures: Sequence[Exposure]) -> float:

@@ -4,6 +4,7 @@ A result is kept under the fingerprint of its task: the function, its settings, 
 for the content of their files. Files hold numbers and names only: nothing in them is executed.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 from uuid import uuid4
 
 import numpy as np
@@ -38,12 +39,26 @@ class Journal:
     Parameters
     ----------
     folder : Path
-        The folder; it is made when the first result is kept.
+        The folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.taken = 0
+        self._lock: TextIO | None = None
+
+    def open(self) -> None:
+        """Make the folder; ValueError if another run uses it."""
+        is_old = self.folder.exists()
+        self.folder.mkdir(exist_ok=True)
+        self._lock = open(self.folder / "in-use", "w")  # noqa: SIM115 - until the run ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise ValueError(f"another run uses {self.folder}; wait for it, or choose another save_table") from error
+        said = "Going on from an interrupted run" if is_old else "What is measured is kept"
+        log.info("%s: %s", said, self.folder)
 
     def key(self, *of: Any) -> str | None:
         """Fingerprint of a task; None if something in it has no known content, so that it must be done again."""
@@ -85,16 +100,27 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def tell(self) -> None:
-        """Log where results are, if there are any, for a run that did not come to its end."""
-        if self.folder.exists():
+    def leave(self) -> None:
+        """Leave the results, if there are any, for another run: this one did not come to its end."""
+        if any(self.folder.glob("*/*.npz")):
             log.warning("What was measured is in %s: the same run again goes on from there", self.folder)
+            self._release()
+        else:
+            self._remove()
 
     def close(self) -> None:
         """Forget all results: the run is complete."""
         if self.taken:
             log.info("%d results of an interrupted run were used again", self.taken)
+        self._remove()
+
+    def _remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock:
+            self._lock.close()
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.npz"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 
 import numpy as np
@@ -82,11 +83,14 @@ def _within_limits(exposure: Exposure, options: SkyMatchOptions) -> Exposure:
     lower = -np.inf if options.lower is None else options.lower
     upper = np.inf if options.upper is None else options.upper
 
-    def limited(pixels: Pixels) -> Pixels:
-        with np.errstate(invalid="ignore"):
-            return replace(pixels, good=pixels.good & (pixels.data >= lower) & (pixels.data <= upper))
+    if np.isinf([lower, upper]).all():
+        return exposure
+    return exposure.changed(partial(_between, lower=lower, upper=upper), f"within {lower!r}, {upper!r}")
 
-    return exposure if np.isinf([lower, upper]).all() else exposure.changed(limited, f"within {lower!r}, {upper!r}")
+
+def _between(pixels: Pixels, lower: float, upper: float) -> Pixels:
+    with np.errstate(invalid="ignore"):
+        return replace(pixels, good=pixels.good & (pixels.data >= lower) & (pixels.data <= upper))
 
 
 def _in_order(solution: Solution) -> Solution:

@@ -190,9 +190,17 @@ def new_stack(folder: Path | None, name: str, n: int, shape: tuple[int, ...], dt
         return np.zeros((n, *shape), dtype=dtype)
     paths = tuple(folder / f"{name}-{uuid4().hex}" for _ in range(n))
     for path in paths:
-        path.touch()
-        os.truncate(path, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        with temporary_file(path), open(path, "wb") as file:
+            _reserve(file.fileno(), math.prod(shape) * np.dtype(dtype).itemsize)
     return _StoredStack(paths, np.dtype(dtype).str, shape)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Fill a file with zeros that take room: where they only seem to, mapping it into memory may kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)
 
 
 def _store(array: np.ndarray, path: Path) -> StoredArray:

@@ -43,7 +43,7 @@ class BackgroundStep(OptionalCrds, Step):
                 result = super().run(*args)
         except BaseException:
             for journal in self.journals:
-                journal.tell()
+                journal.leave()
             raise
         for journal in self.journals:
             journal.close()

@@ -58,7 +58,6 @@ def work_of(step: Step, n: int, *, from_files: bool) -> Iterator[Work]:
         if folder:
             log.info("Temporary files are in %s", folder)
         if journal:
-            what = "Going on from an interrupted run" if journal.folder.exists() else "What is measured is kept"
-            log.info("%s: %s", what, journal.folder)
+            journal.open()
             step.journals.append(journal)
         yield work
