@@ -35,7 +35,8 @@ def cluster(address: str, folders: Sequence[Path]) -> Iterator[Executor]:
     Yields
     ------
     Executor
-        Tasks are sent again if their worker dies. What cannot be mended comes as BrokenExecutor.
+        Tasks are sent again if their worker dies. A task whose workers die each time fails with BrokenExecutor; all
+        fail with ConnectionError if the cluster is lost.
 
     Raises
     ------
@@ -138,11 +139,11 @@ class _ClusterExecutor(Executor):
         try:
             theirs = self._inner.submit(function, *args, **kwargs)
         except Exception as error:  # the client is closed: many kinds
-            raise BrokenExecutor(f"the Dask cluster at {self._address} takes no tasks ({error})") from error
+            raise ConnectionError(f"The Dask cluster at {self._address} takes no tasks ({error})") from error
 
         def finish(done: Future) -> None:
             if done.cancelled():
-                self._fail(ours, f"the connection to the Dask scheduler at {self._address} is lost")
+                self._fail(ours, f"The connection to the Dask scheduler at {self._address} is lost")
             elif (error := done.exception()) is not None:
                 self._set(ours, error=self._explained(error))
             else:
@@ -164,7 +165,7 @@ class _ClusterExecutor(Executor):
         return error
 
     def _fail(self, future: Future, why: str) -> None:
-        self._set(future, error=BrokenExecutor(f"{why}; start the cluster and run again"))
+        self._set(future, error=ConnectionError(f"{why}; start the cluster and run again"))
 
     def _set(self, future: Future, *, result: Any = None, error: BaseException | None = None) -> None:
         with self._lock:
@@ -185,7 +186,7 @@ class _ClusterExecutor(Executor):
             missing = 0.0 if self._has_workers() else missing + _WATCH_SECONDS
             if missing > _WORKER_SECONDS:
                 for future in list(self._pending):
-                    self._fail(future, f"the Dask scheduler at {self._address} has no workers any more")
+                    self._fail(future, f"The Dask scheduler at {self._address} has no workers any more")
 
     def _has_workers(self) -> bool:
         try:

@@ -101,7 +101,7 @@ class Work:
         Raises
         ------
         RuntimeError
-            If the executor lost an item or all of its workers, with the name of the item.
+            If the workers of the executor die of an item, with its name.
         """
         journal = self.journal if keep else None
         return _Run(self.executor, journal, function, list(items), what, name or (lambda item: what)).results()

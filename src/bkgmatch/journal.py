@@ -48,10 +48,12 @@ class Journal:
         self._lock: TextIO | None = None
 
     def open(self) -> None:
-        """Make the folder; ValueError if another run uses it."""
-        is_old = self.folder.exists()
+        """Make the folder; ValueError if another run uses it, or it is something else."""
+        is_old, lock = self.folder.exists(), self.folder / "in-use"
+        if is_old and (self.folder.is_symlink() or not lock.is_file()):
+            raise ValueError(f"{self.folder} exists, and is not of bkgmatch; rename it, or choose another save_table")
         self.folder.mkdir(exist_ok=True)
-        self._lock = open(self.folder / "in-use", "w")  # noqa: SIM115 - until the run ends
+        self._lock = open(lock, "w")  # noqa: SIM115 - until the run ends
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -207,6 +207,6 @@ def _store(array: np.ndarray, path: Path) -> StoredArray:
     """Write an array to a file, which takes its name when it is complete."""
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     with temporary_file(path):
-        np.ascontiguousarray(array).tofile(part)
+        part.write_bytes(np.ascontiguousarray(array).data)
         os.replace(part, path)
     return StoredArray(path, array.dtype.str, array.shape)

@@ -9,6 +9,8 @@ from jwst.datamodels import ModelLibrary
 
 from bkgmatch.steps import image_for_image, level_match, skymatch
 from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.inputs import is_association
+from bkgmatch.steps.streamed import StreamedLibrary
 from bkgmatch.steps.sub_steps import preceded, prepare_saving, told_in_headers
 
 __all__ = ["Image3Pipeline"]
@@ -85,6 +87,11 @@ class Image3Pipeline(OptionalCrds, pipeline.Image3Pipeline):
                 super().process(str(input_data) if isinstance(input_data, Path) else input_data)
         finally:
             self.skymatch.skip = given
+
+    def _load_input_as_library(self, given: Any) -> ModelLibrary:
+        if self.in_memory or not is_association(given):
+            return super()._load_input_as_library(given)
+        return StreamedLibrary(given, temp_dir=self.level_match.temp_dir, asn_exptypes=["science"])
 
     def _match(self, models: ModelLibrary) -> ModelLibrary:
         return self.level_match.run(self.image_for_image.run(models))

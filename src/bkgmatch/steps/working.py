@@ -54,6 +54,8 @@ def work_of(step: Step, n: int, *, from_files: bool) -> Iterator[Work]:
             shared = [folder, journal.folder.parent] if journal else [folder]
             work = Work(stack.enter_context(cluster(step.dask_scheduler, shared)), folder, journal)
         else:
+            if step.maximum_cores != "none":
+                log.info("Exposures are measured in %d threads", cores)
             work = Work(stack.enter_context(ThreadPoolExecutor(cores)) if cores > 1 else None, folder, journal)
         if folder:
             log.info("Temporary files are in %s", folder)
