@@ -135,6 +135,17 @@ def dither_files(dithers, tmp_path_factory):
     return write(dithers, tmp_path_factory.mktemp("dithers"))
 
 
+@pytest.fixture(scope="session")
+def local_cluster(tmp_path_factory):
+    """Address of a Dask cluster of two processes of this machine."""
+    from distributed import LocalCluster
+
+    folder = tmp_path_factory.mktemp("cluster")
+    settings = {"dashboard_address": "127.0.0.1:0", "silence_logs": "ERROR", "local_directory": str(folder)}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **settings) as cluster:
+        yield cluster.scheduler_address
+
+
 @pytest.fixture
 def files(unspoilt, tmp_path):
     """Copies of a module's unspoilt files, which a test may spoil."""

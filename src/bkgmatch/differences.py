@@ -31,7 +31,7 @@ __all__ = [
     "sum_patches",
 ]
 
-PATCH = 4 * BLOCK
+PATCH = 8 * BLOCK
 """Side of a patch of sky, in cells."""
 
 _SAMPLE = 4096
@@ -48,7 +48,7 @@ _PHASES = 0.94  # (1.4826 MAD)^2 / variance, where the variance of interpolated 
 _CLIP = 4.0
 _INTERPOLATION = 0.1  # rms error of bilinear interpolation, as a fraction of the second difference
 _SIGNIFICANT = 9.0
-_PAIRS, _PATCHES = 32, 16  # of a task
+_PAIRS, _PATCHES = 32, 4  # of a task
 
 Item = TypeVar("Item")
 

@@ -19,7 +19,7 @@ _FIRST_BIN = np.int32(127 << (23 - _SHIFT))
 _EDGE_BITS = np.int32(-1 << _SHIFT)
 _FEWEST_BINS = 20
 _LARGEST = np.float32(2.0**100)
-_BLOCK, _CHUNK = 1 << 21, 1 << 15  # pixels: small enough for memory to be used again, and for the cache
+_BLOCK, _CHUNK = 1 << 21, 1 << 18  # pixels: small enough for memory to be used again, and for the cache
 
 
 class Moments(NamedTuple):

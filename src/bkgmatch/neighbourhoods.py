@@ -256,7 +256,7 @@ def match_neighbourhood(
     solution = solve_passes(units, kept, passes, fixed, sigma, weights, counted)
     trust = np.zeros(len(used))
     trust[used] = solution.trust
-    coefficients, reference = _with_zero_points(exposures, members, measured, solution, options)
+    coefficients, reference = _with_zero_points(exposures, members, measured, solution, options, work)
     result = Neighbourhood(
         members=members,
         grid=measured.grid,
@@ -374,6 +374,7 @@ def _with_zero_points(
     measured: Measured,
     solution: PassesSolution,
     options: LevelMatchOptions,
+    work: Work,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return functions with the zero point of each component, and what it is."""
     coefficients = solution.coefficients.copy()
@@ -392,7 +393,7 @@ def _with_zero_points(
         chosen = [i for i in tile if exposures[members[i]].part != LYOT] or tile
         coefficients[some] -= coefficients[chosen].mean(axis=0)
         if options.do_local_subtraction and name != "mean":
-            coefficients[some, 0] += _background(measured, chosen, coefficients, options)
+            coefficients[some, 0] += _background(measured, chosen, coefficients, options, work)
         names.append(name)
     parts = np.array([exposures[i].part for i in members])
     at = np.array([c.centre for c in measured.cutouts]) / measured.unit
@@ -428,9 +429,9 @@ def _with_lyot_tied(
 
 
 def _background(
-    measured: Measured, chosen: Sequence[int], coefficients: np.ndarray, options: LevelMatchOptions
+    measured: Measured, chosen: Sequence[int], coefficients: np.ndarray, options: LevelMatchOptions, work: Work
 ) -> float:
     """Background of the matched exposures of a tile; 0 if all of it is sources."""
     pairs = ((measured.cutouts[i], coefficients[i]) for i in chosen)
     images = (c.value[...] - c.function(some, measured.unit) for c, some in pairs)
-    return float(np.nan_to_num(background_level(images, options)))
+    return float(np.nan_to_num(background_level(images, options, work=work)))

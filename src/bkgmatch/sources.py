@@ -1,12 +1,14 @@
 """Masks of sources, and the background without them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from astropy.stats import SigmaClippedStats
 from scipy import ndimage
 
+from bkgmatch.execution import HERE, Work
 from bkgmatch.options import LevelMatchOptions
 
 __all__ = ["background_level", "segments", "source_mask"]
@@ -14,6 +16,7 @@ __all__ = ["background_level", "segments", "source_mask"]
 _FEW = 1 << 22  # values that are sorted, and not binned
 _PER_UNIT, _UNITS = 1024, 100  # bins, and how many units of the inverse hyperbolic sine they reach to either side
 _BLOCK = 1 << 20
+_IMAGES = 4  # in memory at a time
 _QUARTILES = 1.349  # standard deviations between them
 _LEAST_SCALE, _ROUNDING = 1e-9, 1e-12  # relative
 
@@ -70,16 +73,18 @@ def segments(bright: np.ndarray, npixels: int) -> np.ndarray:
     return labels
 
 
-def background_level(images: Iterable[np.ndarray], options: LevelMatchOptions) -> float:
+def background_level(images: Iterable[np.ndarray], options: LevelMatchOptions, *, work: Work = HERE) -> float:
     """
     Find the background of images of one tile.
 
     Parameters
     ----------
     images : iterable of ndarray
-        Images, NaN where they are not good. One at a time is in memory.
+        Images, NaN where they are not good. A few at a time are in memory.
     options : LevelMatchOptions
         Threshold of sources, and of clipping.
+    work : Work, optional
+        How the work is done; by default in the calling thread.
 
     Returns
     -------
@@ -89,8 +94,8 @@ def background_level(images: Iterable[np.ndarray], options: LevelMatchOptions) -
     """
     bins: _Bins | None = None
     waiting: list[np.ndarray] = []
-    for image in images:
-        waiting.append(image[np.isfinite(image) & ~source_mask(image, options)])
+    for values in _sourceless(iter(images), options, work):
+        waiting.append(values)
         if sum(values.size for values in waiting) > _FEW:
             bins = bins or _Bins.around(np.concatenate(waiting))
             bins.add(waiting)
@@ -102,6 +107,16 @@ def background_level(images: Iterable[np.ndarray], options: LevelMatchOptions) -
     if not values.size:
         return float("nan")
     return float(SigmaClippedStats(values, sigma=options.sigma, maxiters=options.max_iters).median())
+
+
+def _sourceless(images: Iterator[np.ndarray], options: LevelMatchOptions, work: Work) -> Iterator[np.ndarray]:
+    """Yield the pixels of each image that are not on sources."""
+
+    def pixels(image: np.ndarray) -> np.ndarray:
+        return image[np.isfinite(image) & ~source_mask(image, options)]
+
+    while some := list(islice(images, _IMAGES)):
+        yield from work.run_here(pixels, some)
 
 
 @dataclass(frozen=True)

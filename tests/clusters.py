@@ -1,0 +1,78 @@
+"""Dask schedulers and workers as processes of the command line, on loopback, in a folder of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DASK = str(Path(sys.executable).with_name("dask"))
+QUIET = {"OMP_NUM_THREADS": "1", "DASK_LOGGING__DISTRIBUTED": "warning"}
+
+
+@dataclass
+class CommandLineCluster:
+    """A scheduler and its workers."""
+
+    folder: Path
+    address: str = ""
+    scheduler: subprocess.Popen | None = None
+    workers: list[subprocess.Popen] = field(default_factory=list)
+
+    def start(self, *words, stays_in=None):
+        with open(self.folder / "dask.log", "a") as log:
+            return subprocess.Popen(
+                [DASK, *words], stdout=log, stderr=log, cwd=stays_in or self.folder, env=os.environ | QUIET
+            )
+
+    def start_scheduler(self):
+        file = self.folder / "scheduler.json"
+        words = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+        self.scheduler = self.start("scheduler", *words)
+        self.address = until(lambda: file.exists() and json.loads(file.read_text() or "{}").get("address"))
+
+    def start_worker(self, *words):
+        """Start a worker without a nanny, so that nothing starts it again when it is killed."""
+        given = ["--nthreads", "1", "--no-dashboard", "--no-nanny", "--local-directory", str(self.folder)]
+        self.workers.append(self.start("worker", self.address, *given, *words))
+
+    def end(self):
+        for process in [*self.workers, self.scheduler]:
+            process.send_signal(signal.SIGTERM)
+        for process in [*self.workers, self.scheduler]:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def command_line_cluster(folder, workers=2, words=()):
+    """Run ``dask scheduler`` and ``dask worker`` in a folder where no inputs are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = CommandLineCluster(folder)
+    try:
+        cluster.start_scheduler()
+        for _ in range(workers):
+            cluster.start_worker(*words)
+        yield cluster
+    finally:
+        cluster.end()
+
+
+def until(is_so, seconds=60.0):
+    """Wait until something is so; return what it is then."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if found := is_so():
+                return found
+        except ValueError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError
