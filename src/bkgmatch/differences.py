@@ -489,14 +489,8 @@ def sum_patch(
         Row and column of the patch.
     members : sequence of int
         Its exposures.
-    cutouts : sequence of CutOut
-        All exposures.
-    start : Start
-        Approximate solution; cells that do not fit it are left out.
-    units : ndarray of int, shape (n,)
-        Exposures that move as one from the beginning.
-    containers : sequence of ndarray of int, shape (n,)
-        For each pass, the set within which exposures are matched; each pass has larger sets than the one before.
+    cutouts, start, units, containers
+        See `sum_patches`.
 
     Returns
     -------

@@ -4,7 +4,6 @@ A result is kept under the fingerprint of its task: the function, its settings, 
 for the content of their files. Files hold numbers and names only: nothing in them is executed.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,6 +22,7 @@ import numpy as np
 import shapely
 
 from bkgmatch.stored import StoredArray
+from bkgmatch.workspace import locked
 
 __all__ = ["Journal", "file_digest", "fingerprint"]
 
@@ -53,12 +53,9 @@ class Journal:
         if is_old and (self.folder.is_symlink() or not lock.is_file()):
             raise ValueError(f"{self.folder} exists, and is not of bkgmatch; rename it, or choose another save_table")
         self.folder.mkdir(exist_ok=True)
-        self._lock = open(lock, "w")  # noqa: SIM115 - until the run ends
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise ValueError(f"another run uses {self.folder}; wait for it, or choose another save_table") from error
+        self._lock = locked(lock)
+        if self._lock is None:
+            raise ValueError(f"another run uses {self.folder}; wait for it, or choose another save_table")
         said = "Going on from an interrupted run" if is_old else "What is measured is kept"
         log.info("%s: %s", said, self.folder)
 

@@ -3,16 +3,19 @@
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 import numpy as np
 
 __all__ = ["Shelf", "Stack", "StoredArray", "new_stack", "temporary_file"]
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,28 @@ class Shelf:
         if self.folder is None or isinstance(array, StoredArray):
             return array
         return _store(array, self.folder / (digest or uuid4().hex))
+
+    def reader(self, kind: Callable[..., Record], arrays: Sequence[np.ndarray | None]) -> Callable[[], Record]:
+        """
+        Move the arrays of a record to files.
+
+        Parameters
+        ----------
+        kind : callable
+            Makes the record of its arrays.
+        arrays : sequence of ndarray or None
+            These.
+
+        Returns
+        -------
+        callable
+            Function that reads the record back, in any process.
+        """
+        return partial(_read, kind, [None if array is None else self.keep(array, "") for array in arrays])
+
+
+def _read(kind: Callable[..., Record], arrays: Sequence[np.ndarray | StoredArray | None]) -> Record:
+    return kind(*(None if array is None else array[...] for array in arrays))
 
 
 class Stack(Protocol):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-__all__ = ["WorkFolder", "ended_by_signals"]
+__all__ = ["WorkFolder", "ended_by_signals", "locked"]
 
 log = logging.getLogger("stpipe.bkgmatch.workspace")
 
@@ -48,7 +48,7 @@ class WorkFolder:
         lock = None
         while lock is None:
             self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{socket.gethostname()}-", dir=place))
-            lock = _locked(self.path / _LOCK)
+            lock = locked(self.path / _LOCK)
         self._finalizer = weakref.finalize(self, _remove, self.path, lock, os.getpid())
 
     def __enter__(self) -> Path:
@@ -62,8 +62,8 @@ class WorkFolder:
         self._finalizer()
 
 
-def _locked(path: Path) -> TextIO | None:
-    """Open file that holds a lock; None if another run has just taken the folder for an abandoned one."""
+def locked(path: Path) -> TextIO | None:
+    """Open file that holds a lock; None if another run holds it, or has just removed the file."""
     lock = open(path, "w")  # noqa: SIM115 - held as long as the folder is in use
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

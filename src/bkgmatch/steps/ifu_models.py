@@ -28,7 +28,6 @@ from bkgmatch.steps.inputs import (
     use_file,
 )
 from bkgmatch.steps.library import bad_dq_bits, unique_names
-from bkgmatch.stored import StoredArray
 
 __all__ = ["IFUModels", "Models", "channel_pixels", "open_models", "world"]
 
@@ -271,8 +270,7 @@ class IFUModels:
             return partial(self._read, index, pixels)
         if self._files:
             return partial(_use_file, (self._files[index], pixels))
-        arrays = self._read(index, pixels)
-        return partial(_read_stored, [None if a is None else self._work.shelf.keep(a, "") for a in arrays])
+        return self._work.shelf.reader(SpectralPixels, self._read(index, pixels))
 
     def _read(self, index: int, pixels: Callable[[JwstDataModel], SpectralPixels]) -> SpectralPixels:
         with self._lock:
@@ -283,10 +281,6 @@ def _use_file(item: tuple[Path, Callable[[JwstDataModel], Any]]) -> Any:
     """Open a file, and look at it."""
     path, use = item
     return use_file(path, use)
-
-
-def _read_stored(arrays: Sequence[np.ndarray | StoredArray | None]) -> SpectralPixels:
-    return SpectralPixels(*(None if a is None else a[...] for a in arrays))  # type: ignore[arg-type]
 
 
 def _know(model: JwstDataModel, *, is_science: bool, check: Callable[[JwstDataModel], None] | None) -> _Known:

@@ -27,7 +27,6 @@ from bkgmatch.steps.cards import PRODUCT_CARD, card
 from bkgmatch.steps.inputs import unreadable, use_file
 from bkgmatch.steps.packed import PackedWcs
 from bkgmatch.steps.tiles import Tile, tile_of
-from bkgmatch.stored import StoredArray
 
 log = logging.getLogger("stpipe.bkgmatch.library")
 
@@ -227,9 +226,8 @@ class LibraryExposures:
             return partial(self._read, i)
         if self._paths:
             return partial(use_file, self._paths[i], use=partial(_pixels, rules=rules, wcs=wcs))
-        pixels, shelf = self._read(i), self._work.shelf
-        arrays = (pixels.data, pixels.good, pixels.variance)
-        return partial(_read_stored, [None if a is None else shelf.keep(a, "") for a in arrays])
+        pixels = self._read(i)
+        return self._work.shelf.reader(Pixels, (pixels.data, pixels.good, pixels.variance))
 
     @property
     def tiles(self) -> list[Tile]:
@@ -289,10 +287,6 @@ def _arrays(model: JwstDataModel) -> _Arrays:
 
 def _pixels(model: JwstDataModel, rules: _Rules, wcs: Callable) -> Pixels:
     return _good_pixels(_arrays(model), rules, wcs)
-
-
-def _read_stored(arrays: Sequence[np.ndarray | StoredArray | None]) -> Pixels:
-    return Pixels(*(None if a is None else a[...] for a in arrays))  # type: ignore[arg-type]
 
 
 def _good_pixels(arrays: _Arrays, rules: _Rules, wcs: Callable) -> Pixels:
