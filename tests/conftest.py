@@ -151,3 +151,17 @@ def files(unspoilt, tmp_path):
     """Copies of a module's unspoilt files, which a test may spoil."""
     (tmp_path / "inputs").mkdir()
     return [Path(shutil.copy(file, tmp_path / "inputs")) for file in unspoilt]
+
+
+@pytest.fixture
+def assign_freely(monkeypatch):
+    """Checking each assignment to a model takes much of the time of a step."""
+    monkeypatch.setenv("VALIDATE_ON_ASSIGNMENT", "false")
+
+
+@pytest.fixture(scope="module")
+def scale_data(tmp_path_factory, request):
+    """What the steps are run on where work is spread or interrupted."""
+    from scale import Data
+
+    return Data(tmp_path_factory, lambda: request.getfixturevalue("dither_files"))

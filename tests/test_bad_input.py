@@ -1,6 +1,7 @@
 """Bad input: one clear message each, with the file and the remedy, and nothing half-written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +313,13 @@ def test_models_in_memory_may_share_a_name(files, container):
     found = accepted(container(models), save_table="levels.ecsv")
     np.testing.assert_allclose([level for level, _ in found], (0, 2, 6), atol=1e-6)
     assert list(Table.read("levels.ecsv")["name"]) == [f"same_cal.fits[{n}]" for n in (1, 2, 3)]
+
+
+def test_files_of_one_name_would_replace_each_other(files, offline):
+    elsewhere = offline.parent / "elsewhere"
+    elsewhere.mkdir()
+    other = shutil.copy(files[1], elsewhere / files[0].name)
+    has(refused([str(files[0]), str(other), str(files[2])], offline), files[0].name, "replace each other", "rename")
 
 
 # -------------------------------------------------------------------------------------------------- lists of levels

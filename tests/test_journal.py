@@ -466,3 +466,45 @@ def test_file_digest(tmp_path):
     assert one == two != three
     with pytest.raises(FileNotFoundError, match="nothing"):
         file_digest(tmp_path / "nothing")
+
+
+def test_a_second_run_may_not_use_the_same_folder(tmp_path):
+    one, two = (Journal(tmp_path / "levels.ecsv.resume") for _ in range(2))
+    one.open()
+    with pytest.raises(ValueError, match=r"another run uses .*levels\.ecsv\.resume.*save_table"):
+        two.open()
+    one.close()
+    two.open()
+    two.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_is_not_of_a_journal_stays(kind, tmp_path):
+    place, own = tmp_path / "levels.ecsv.resume", tmp_path / "own"
+    own.mkdir()
+    (own / "in-use" if kind == "link" else own / "notes").write_text("mine")
+    if kind == "folder":
+        own.rename(place)
+    elif kind == "file":
+        place.write_text("mine")
+    else:
+        place.symlink_to(own)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="not of bkgmatch"):
+        Journal(place).open()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_without_results_leaves_no_folder(tmp_path):
+    journal = Journal(tmp_path / "levels.ecsv.resume")
+    journal.open()
+    journal.leave()
+    assert list(tmp_path.iterdir()) == []
+    journal.open()
+    journal.put("0" * 40, 1.0)
+    journal.leave()
+    again = Journal(tmp_path / "levels.ecsv.resume")
+    again.open()
+    assert again.get("0" * 40) == 1.0
+    again.close()

@@ -15,12 +15,12 @@ import pytest
 from astropy.io import fits
 from builders import digest
 from clusters import command_line_cluster, until
-from scale import Data, agree, outcome
+from scale import agree, outcome
 
 from bkgmatch import LevelMatchStep, SkyMatchStep
 from bkgmatch.execution import _Run
 
-pytestmark = pytest.mark.usefixtures("offline")
+pytestmark = pytest.mark.usefixtures("offline", "assign_freely")
 
 SLOW = pytest.mark.slow
 STRUN = str(Path(sys.executable).with_name("strun"))
@@ -28,19 +28,9 @@ EACH = ("sky", "difference", "level", "planes", "cals", "spectra")
 AGAIN = "results of an interrupted run were used again"
 
 
-@pytest.fixture(autouse=True)
-def _assign_freely(monkeypatch):
-    monkeypatch.setenv("VALIDATE_ON_ASSIGNMENT", "false")
-
-
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, request):
-    return Data(tmp_path_factory, lambda: request.getfixturevalue("dither_files"))
-
-
-@pytest.fixture(scope="module")
-def mosaic(data):
-    return data.mosaic()
+def mosaic(scale_data):
+    return scale_data.mosaic()
 
 
 @pytest.fixture
@@ -260,8 +250,8 @@ def test_what_depends_on_an_option_is_measured_again(step, options, mosaic, monk
 
 
 @SLOW
-def test_lyot_parts_are_told_apart(data, monkeypatch, caplog):
-    files = data.miri()[:3]
+def test_lyot_parts_are_told_apart(scale_data, monkeypatch, caplog):
+    files = scale_data.miri()[:3]
     fresh, _ = again(LevelMatchStep, files, caplog, recombine_lyot=True)
     interrupt(LevelMatchStep, files, monkeypatch, caplog, after=5)
     found, _ = again(LevelMatchStep, files, caplog, recombine_lyot=True)
@@ -291,8 +281,8 @@ def test_data_in_other_units_are_told_apart(copies, monkeypatch, caplog):
                 hdus["ERR"].data *= 2.0**60
 
 
-def test_models_in_memory_leave_nothing(mosaic, monkeypatch, data, tmp_path):
-    case = data.case("level")
+def test_models_in_memory_leave_nothing(mosaic, monkeypatch, scale_data, tmp_path):
+    case = scale_data.case("level")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stop_after(patch, 5, kept=False)
         case.run(case.given("models", tmp_path), save_table="t.ecsv")
@@ -307,8 +297,8 @@ def test_an_error_of_the_inputs_leaves_no_results(mosaic):
 
 @SLOW
 @pytest.mark.parametrize("name", EACH)
-def test_interrupted_at_any_place_the_table_is_the_same(name, data, monkeypatch, caplog, tmp_path):
-    case = data.case(name)
+def test_interrupted_at_any_place_the_table_is_the_same(name, scale_data, monkeypatch, caplog, tmp_path):
+    case = scale_data.case(name)
     given = case.given("files", tmp_path)
     fresh = outcome(case, given, Path())
     rng = random.Random(name)
@@ -347,9 +337,9 @@ def left(folder):
 @SLOW
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
 @pytest.mark.parametrize("name", ["sky", "level", "cals", "spectra"])
-def test_strun_is_ended_at_a_random_moment(name, number, data, offline, tmp_path):
+def test_strun_is_ended_at_a_random_moment(name, number, scale_data, offline, tmp_path):
     """Three times each, and goes on: the same table; nothing is left, or the next run removes it."""
-    case = data.case(name)
+    case = scale_data.case(name)
     given, before = case.given("association", tmp_path), digest(case.files)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -387,8 +377,8 @@ def test_strun_is_ended_at_a_random_moment(name, number, data, offline, tmp_path
 
 @SLOW
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-def test_strun_with_a_cluster_is_ended(number, data, tmp_path):
-    case = data.case("level")
+def test_strun_with_a_cluster_is_ended(number, scale_data, tmp_path):
+    case = scale_data.case("level")
     given = case.given("association", tmp_path)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -416,8 +406,8 @@ def test_strun_with_a_cluster_is_ended(number, data, tmp_path):
 
 
 @SLOW
-def test_temp_dir_must_be_there(data, tmp_path):
+def test_temp_dir_must_be_there(scale_data, tmp_path):
     for name in ("sky", "level", "cals", "spectra"):
-        case = data.case(name)
+        case = scale_data.case(name)
         with pytest.raises(FileNotFoundError, match=f"temp_dir={tmp_path}/missing does not exist; make it first"):
             case.run(case.given("files", tmp_path), in_memory=False, temp_dir=f"{tmp_path}/missing")

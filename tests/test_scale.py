@@ -3,9 +3,9 @@
 import pytest
 from builders import digest
 from clusters import command_line_cluster
-from scale import Data, agree, outcome, same
+from scale import agree, outcome, same
 
-pytestmark = pytest.mark.usefixtures("offline")
+pytestmark = pytest.mark.usefixtures("offline", "assign_freely")
 
 SLOW = pytest.mark.slow
 EACH = ("sky", "level", "cals", "spectra")
@@ -35,17 +35,6 @@ MORE_MODES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _assign_freely(monkeypatch):
-    """Checking each assignment to a model takes much of the time of a step."""
-    monkeypatch.setenv("VALIDATE_ON_ASSIGNMENT", "false")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, request):
-    return Data(tmp_path_factory, lambda: request.getfixturevalue("dither_files"))
-
-
 @pytest.fixture(scope="module")
 def command_line(tmp_path_factory):
     with command_line_cluster(tmp_path_factory.mktemp("dask") / "elsewhere") as cluster:
@@ -53,13 +42,13 @@ def command_line(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def serial(data, tmp_path_factory):
+def serial(scale_data, tmp_path_factory):
     """A function that gives the case of a name, and what comes out of it in the calling thread, in memory."""
     known = {}
 
     def of(name):
         if name not in known:
-            case = data.case(name)
+            case = scale_data.case(name)
             known[name] = case, outcome(case, case.given("files", None), tmp_path_factory.mktemp("serial"))
         return known[name]
 

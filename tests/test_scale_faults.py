@@ -9,27 +9,16 @@ import numpy as np
 import pytest
 from builders import digest
 from clusters import command_line_cluster, until
-from scale import Data
 
 from bkgmatch import workspace
 from bkgmatch.steps.ifu_models import IFUModels
 from bkgmatch.steps.library import LibraryExposures
 from bkgmatch.steps.streamed import StreamedLibrary
 
-pytestmark = pytest.mark.usefixtures("offline")
+pytestmark = pytest.mark.usefixtures("offline", "assign_freely")
 
 SLOW = pytest.mark.slow
 EACH = ["sky", "level", "cals", "spectra"]
-
-
-@pytest.fixture(autouse=True)
-def _assign_freely(monkeypatch):
-    monkeypatch.setenv("VALIDATE_ON_ASSIGNMENT", "false")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, request):
-    return Data(tmp_path_factory, lambda: request.getfixturevalue("dither_files"))
 
 
 @pytest.fixture
@@ -83,8 +72,8 @@ def spoil_after_opening(monkeypatch, file, how):
         *(pytest.param(n, w, marks=SLOW) for n in EACH for w in ("dask", "disk") if (n, w) != ("sky", "dask")),
     ],
 )
-def test_a_file_that_is_lost_on_the_way_is_named(name, where, how, data, temporary, monkeypatch, request):
-    case = copied(data.case(name), temporary.parent)
+def test_a_file_that_is_lost_on_the_way_is_named(name, where, how, scale_data, temporary, monkeypatch, request):
+    case = copied(scale_data.case(name), temporary.parent)
     lost, others = case.files[1], [file for file in case.files if file != case.files[1]]
     before, here = digest(others), sorted(Path().iterdir())
     options = {"in_memory": False}
@@ -103,7 +92,7 @@ def test_a_file_that_is_lost_on_the_way_is_named(name, where, how, data, tempora
 
 
 @pytest.mark.parametrize("name", [EACH[0], *(pytest.param(name, marks=SLOW) for name in EACH[1:])])
-def test_temporary_files_are_where_they_are_to_be(name, data, temporary, monkeypatch, tmp_path):
+def test_temporary_files_are_where_they_are_to_be(name, scale_data, temporary, monkeypatch, tmp_path):
     """Also those of the library; and what is returned keeps its own until it is not needed any more."""
     made = []
     init = workspace.WorkFolder.__init__
@@ -114,7 +103,7 @@ def test_temporary_files_are_where_they_are_to_be(name, data, temporary, monkeyp
 
     monkeypatch.setattr(workspace.WorkFolder, "__init__", noted)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    case = data.case(name)
+    case = scale_data.case(name)
     result = case.run(case.given("association", tmp_path), in_memory=False, temp_dir=str(temporary))
     assert isinstance(result, StreamedLibrary)
     assert {path.parent for path in made} == {temporary}
@@ -129,8 +118,8 @@ def test_temporary_files_are_where_they_are_to_be(name, data, temporary, monkeyp
 
 
 @pytest.mark.parametrize("name", [EACH[1], *(pytest.param(n, marks=SLOW) for n in (EACH[0], *EACH[2:]))])
-def test_nothing_is_left_after_an_error_at_the_end(name, data, temporary, monkeypatch, tmp_path):
-    case = data.case(name)
+def test_nothing_is_left_after_an_error_at_the_end(name, scale_data, temporary, monkeypatch, tmp_path):
+    case = scale_data.case(name)
 
     def fails(*args, **kwargs):
         raise RuntimeError("at the end")
@@ -155,9 +144,9 @@ def test_nothing_is_left_after_an_error_at_the_end(name, data, temporary, monkey
 
 @SLOW
 @pytest.mark.parametrize("name", EACH)
-def test_the_scheduler_is_killed_in_a_step(name, data, temporary, tmp_path, monkeypatch):
+def test_the_scheduler_is_killed_in_a_step(name, scale_data, temporary, tmp_path, monkeypatch):
     """An error that says so, and nothing under the names of results."""
-    case, before = data.case(name), digest(data.case(name).files)
+    case, before = scale_data.case(name), digest(scale_data.case(name).files)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     with command_line_cluster(tmp_path / "dask") as started:
         address = started.address
