@@ -1,4 +1,4 @@
-"""Dask schedulers and workers as processes of the command line, on loopback, in a folder of their own."""
+"""Dask schedulers and workers on loopback, outside of the process of the tests."""
 
 import json
 import os
@@ -45,7 +45,7 @@ class CommandLineCluster:
             process.send_signal(signal.SIGTERM)
         for process in [*self.workers, self.scheduler]:
             try:
-                process.wait(20)
+                process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -65,6 +65,28 @@ def command_line_cluster(folder, workers=2, words=()):
         cluster.end()
 
 
+@contextmanager
+def local_cluster_of_its_own(folder):
+    """Run a LocalCluster in another process, so that tests neither disturb it nor hang with it."""
+    words = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | QUIET) as process:
+        try:
+            yield process.stdout.readline().decode().strip()
+        finally:
+            process.stdin.close()
+            process.wait(60)
+
+
+def _serve(folder):
+    """Run a LocalCluster until the standard input ends."""
+    from distributed import LocalCluster
+
+    settings = {"dashboard_address": "127.0.0.1:0", "silence_logs": "ERROR", "local_directory": folder}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **settings) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()
+
+
 def until(is_so, seconds=60.0):
     """Wait until something is so; return what it is then."""
     end = time.monotonic() + seconds
@@ -76,3 +98,7 @@ def until(is_so, seconds=60.0):
             pass
         time.sleep(0.05)
     raise TimeoutError
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

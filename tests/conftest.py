@@ -9,6 +9,7 @@ import asdf
 import numpy as np
 import pytest
 from builders import constant_files, simulated_model, tile_wcs, write
+from clusters import local_cluster_of_its_own
 from crds_cache import crds_cache
 from mrs import ROWS
 
@@ -138,12 +139,8 @@ def dither_files(dithers, tmp_path_factory):
 @pytest.fixture(scope="session")
 def local_cluster(tmp_path_factory):
     """Address of a Dask cluster of two processes of this machine."""
-    from distributed import LocalCluster
-
-    folder = tmp_path_factory.mktemp("cluster")
-    settings = {"dashboard_address": "127.0.0.1:0", "silence_logs": "ERROR", "local_directory": str(folder)}
-    with LocalCluster(n_workers=2, threads_per_worker=1, **settings) as cluster:
-        yield cluster.scheduler_address
+    with local_cluster_of_its_own(tmp_path_factory.mktemp("cluster")) as address:
+        yield address
 
 
 @pytest.fixture

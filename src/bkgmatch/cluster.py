@@ -7,13 +7,14 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 __all__ = ["cluster"]
 
 log = logging.getLogger("stpipe.bkgmatch.cluster")
+
+T = TypeVar("T")
 
 _CONNECT_SECONDS = 10.0
 _WORKER_SECONDS = 30.0  # for the first worker to come, and for another when all are gone
@@ -54,31 +55,60 @@ def cluster(address: str, folders: Sequence[Path]) -> Iterator[Executor]:
 
 
 def _connected(address: str) -> Any:
-    """Client of a scheduler. It is made in a thread: what listens there may accept, and never answer."""
+    """Client of a scheduler."""
     try:
         from distributed import Client
     except ImportError as error:
         raise ImportError("dask_scheduler needs dask.distributed: pip install 'bkgmatch[dask]'") from error
+
+    class TidyClient(Client):
+        """Client that closes itself when it cannot start, as the garbage collector may do it when it deadlocks."""
+
+        def start(self, **kwargs: Any) -> None:
+            try:
+                super().start(**kwargs)
+            except Exception:
+                self.close()
+                self._loop_runner.stop()
+                raise
+
     log.info("Connecting to the Dask scheduler at %s", address)
-    made = SimpleQueue[Any]()
-
-    def connect() -> None:
-        try:
-            made.put(Client(address, timeout=_CONNECT_SECONDS, set_as_default=False))
-        except Exception as error:  # of many kinds
-            made.put(error)
-
-    threading.Thread(target=connect, daemon=True).start()
     try:
-        client = made.get(timeout=1.5 * _CONNECT_SECONDS)
-    except Empty:
-        client = TimeoutError("it accepts connections, but says nothing")
-    if isinstance(client, Exception):
+        return _within(
+            1.5 * _CONNECT_SECONDS,
+            lambda: TidyClient(address, timeout=_CONNECT_SECONDS, set_as_default=False),
+            discard=lambda client: client.close(timeout=0),
+        )
+    except Exception as error:  # of many kinds
         raise ConnectionError(
-            f"the Dask scheduler at {address} does not answer ({client}); start it with 'dask scheduler', or correct "
+            f"the Dask scheduler at {address} does not answer ({error}); start it with 'dask scheduler', or correct "
             "dask_scheduler"
-        ) from client
-    return client
+        ) from error
+
+
+def _within(seconds: float, call: Callable[[], T], discard: Callable[[T], object] = lambda result: None) -> T:
+    """Call what may never return; raise TimeoutError if it takes longer, and discard what comes later."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = call()
+        except Exception as error:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        else:
+            if future.set_running_or_notify_cancel():
+                future.set_result(result)
+            else:
+                discard(result)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.cancel():
+            raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+        return future.result()
 
 
 def _check_workers(client: Any, address: str, folders: Sequence[Path]) -> None:
@@ -94,7 +124,11 @@ def _check_workers(client: Any, address: str, folders: Sequence[Path]) -> None:
     try:
         for token in tokens:
             token.touch()
-        found = client.run(_look, tokens, on_error="return")
+        found = _within(_WORKER_SECONDS, lambda: client.run(_look, tokens, on_error="return"))
+    except TimeoutError as error:
+        raise ConnectionError(
+            f"workers of the Dask scheduler at {address} do not answer ({error}); start them again"
+        ) from error
     finally:
         for token in tokens:
             token.unlink(missing_ok=True)
@@ -190,6 +224,6 @@ class _ClusterExecutor(Executor):
 
     def _has_workers(self) -> bool:
         try:
-            return bool(self._client.nthreads())
+            return bool(_within(_CONNECT_SECONDS, self._client.nthreads))
         except Exception:  # the scheduler is gone: many kinds
             return False
