@@ -27,6 +27,7 @@ LAYERS = [
     {"masks"},
     {"grids"},
     {"reprojected"},
+    {"runs"},
     {"overlaps"},
     {"histograms"},
     {"noise"},

@@ -71,7 +71,7 @@ def test_against_brute_force(place, shape):
     overlaps = overlap_map(prints[0], prints[1:])
     for k, there in enumerate(frames[1:]):
         assert_same_but_at_edges(overlaps.mask(k, SHAPE), frames[0], there, good)
-    assert 0.02 < overlaps.members[overlaps.label_image()].mean() < 0.98
+    assert 0.02 < overlaps.members[overlaps.runs.image()].mean() < 0.98
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -212,11 +212,10 @@ def test_runs_cover_the_image_once():
     frames = random_frames(np.random.default_rng(9), 20, (10.0, 80.0))
     prints = outlines(frames, [blocks("hole")] * 20)
     overlaps = overlap_map(prints[0], prints[1:])
-    assert overlaps.starts[0] == 0
-    assert overlaps.stops[-1] == SHAPE[0] * SHAPE[1]
-    np.testing.assert_array_equal(overlaps.starts[1:], overlaps.stops[:-1])
-    assert (overlaps.stops >= overlaps.starts).all()
-    assert overlaps.label_image().size == SHAPE[0] * SHAPE[1]
+    assert overlaps.runs.stops[0] > 0
+    assert overlaps.runs.stops[-1] == SHAPE[0] * SHAPE[1]
+    assert (np.diff(overlaps.runs.stops) > 0).all()
+    assert overlaps.runs.image().size == SHAPE[0] * SHAPE[1]
 
 
 def test_atoms_are_the_distinct_combinations():
@@ -224,9 +223,9 @@ def test_atoms_are_the_distinct_combinations():
     prints = outlines(frames, [np.ones(SHAPE, dtype=bool)] * 80)
     overlaps = overlap_map(prints[0], prints[1:])
     masks = np.stack([overlap_map(prints[0], [other]).mask(0, SHAPE).ravel() for other in prints[1:]], axis=1)
-    np.testing.assert_array_equal(overlaps.members[overlaps.label_image()], masks)
+    np.testing.assert_array_equal(overlaps.members[overlaps.runs.image()], masks)
     assert len(overlaps.members) == len(np.unique(masks, axis=0))
-    assert set(overlaps.labels) == set(range(len(overlaps.members)))
+    assert set(overlaps.runs.labels) == set(range(len(overlaps.members)))
 
 
 def test_order_of_neighbours_only_permutes_columns():
@@ -244,5 +243,9 @@ def test_deterministic():
     one, two = (
         overlap_map(prints[0], prints[1:]) for prints in (outlines(frames, [blocks("hole")] * 70) for _ in range(2))
     )
-    for name in ("starts", "stops", "labels", "members"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    for found, again in [
+        (one.members, two.members),
+        (one.runs.stops, two.runs.stops),
+        (one.runs.labels, two.runs.labels),
+    ]:
+        np.testing.assert_array_equal(found, again)

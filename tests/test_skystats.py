@@ -10,6 +10,7 @@ from scipy.stats import gamma, gaussian_kde
 from stsci.imagestats import ImageStats
 
 from bkgmatch.histograms import bin_pixels
+from bkgmatch.runs import Runs
 from bkgmatch.skystats import SkyStatistic
 
 STATISTICS = ("mean", "median", "midpt", "mode")
@@ -311,7 +312,7 @@ def test_unions_of_atoms_are_their_pixels(dtype):
     values, good, labels, members = atoms(9)
     values = values.astype(dtype)
     values[~good] = 1e20
-    sets = bin_pixels(values, good, labels, members)
+    sets = bin_pixels(values, good, Runs.of(labels), members)
     mean, median = (SkyStatistic(s, nclip=0).of_sets(sets) for s in ("mean", "median"))
     for k in range(members.shape[1]):
         pixels = values[good & members[labels, k]].astype(float)
@@ -325,7 +326,7 @@ def test_unions_of_atoms_are_their_pixels(dtype):
 @pytest.mark.parametrize("skystat", STATISTICS)
 def test_sets_equal_single_sets(skystat):
     values, good, labels, members = atoms(10)
-    together = SkyStatistic(skystat).of_sets(bin_pixels(values, good, labels, members))
+    together = SkyStatistic(skystat).of_sets(bin_pixels(values, good, Runs.of(labels), members))
     for k in range(members.shape[1]):
         alone = SkyStatistic(skystat).of(values[good & members[labels, k]])
         assert abs(together.npix[k] - alone.npix[0]) <= 1
@@ -336,7 +337,7 @@ def test_sets_equal_single_sets(skystat):
 
 def test_shared_pixels_are_counted():
     values, good, labels, members = atoms(11)
-    shared = bin_pixels(values, good, labels, members).shared
+    shared = bin_pixels(values, good, Runs.of(labels), members).shared
     inside = members[labels] & good[:, None]
     np.testing.assert_array_equal(shared, inside.T.astype(int) @ inside.astype(int))
 
@@ -345,7 +346,7 @@ def test_atoms_without_pixels():
     values, good, labels, _ = atoms(12)
     members = np.zeros((9, 3), dtype=bool)
     members[:3, 0], members[7:, 1] = True, True
-    found = SkyStatistic("median").of_sets(bin_pixels(values, good, labels, members))
+    found = SkyStatistic("median").of_sets(bin_pixels(values, good, Runs.of(labels), members))
     assert found.npix[0] > 0
     assert list(found.npix[1:]) == [0, 0]
     assert np.isnan(found.value[1:]).all()

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bkgmatch.runs import Runs
+
 __all__ = ["BinnedSets", "Moments", "bin_pixels"]
 
 # Bins are uniform in the logarithm of y = 1 + |value - centre|/scale, 512 an octave: the leading bits of a
@@ -19,7 +21,8 @@ _FIRST_BIN = np.int32(127 << (23 - _SHIFT))
 _EDGE_BITS = np.int32(-1 << _SHIFT)
 _FEWEST_BINS = 20
 _LARGEST = np.float32(2.0**100)
-_BLOCK, _CHUNK = 1 << 21, 1 << 18  # pixels: small enough for memory to be used again, and for the cache
+_BLOCK, _CHUNK = 1 << 19, 1 << 17  # pixels: so few that sums are exact, and for the cache
+_ONE_PIXEL = 2.0**33
 
 
 class Moments(NamedTuple):
@@ -150,7 +153,7 @@ class BinnedSets:
 def bin_pixels(
     values: np.ndarray,
     good: np.ndarray,
-    labels: np.ndarray,
+    runs: Runs,
     members: np.ndarray,
     *,
     around: tuple[float, float] | None = None,
@@ -164,7 +167,7 @@ def bin_pixels(
         Pixel values.
     good : ndarray of bool, shape (n,)
         Pixels to use; their values are finite.
-    labels : ndarray of int, shape (n,)
+    runs : Runs
         Atom of each pixel.
     members : ndarray of bool, shape (n_atoms, n_sets)
         Which sets each atom belongs to.
@@ -178,7 +181,7 @@ def bin_pixels(
     """
     centre, scale = around or _centre_and_scale(values, good)
     to_sets = members.astype(float)
-    first, sums, number = _sums(values, good, labels, to_sets, centre, scale)
+    first, sums, number = _sums(values, good, runs, to_sets, centre, scale)
     used = np.flatnonzero(sums[0].any(axis=1))
     n, total, squares = (table[used].T for table in sums)
     low, high, starts, cumulative = _spread(used + first, n, total, squares)
@@ -187,29 +190,48 @@ def bin_pixels(
 
 
 def _sums(
-    values: np.ndarray, good: np.ndarray, labels: np.ndarray, to_sets: np.ndarray, centre: float, scale: float
+    values: np.ndarray, good: np.ndarray, runs: Runs, to_sets: np.ndarray, centre: float, scale: float
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """First bin; number, sum and sum of squares of the offsets, shape (3, n_bins, n_sets); pixels of each atom."""
     n_atoms, n_sets = to_sets.shape
-    width = n_atoms + 1
     least, sums, number = 0, np.zeros((3, 0)), np.zeros(n_atoms)
+    buffers = _Buffers.of(values.size, np.result_type(values.dtype, np.float32, centre))
     for start in range(0, values.size, _BLOCK):
         block = slice(start, start + _BLOCK)
+        near = runs.part(start, min(start + _BLOCK, values.size))
+        atoms, local = np.unique(near.labels, return_inverse=True)
+        near = Runs(near.stops, local.astype(np.int32) - np.int32(len(atoms)))
         with np.errstate(over="ignore"):  # values out of reach are put at the largest number
-            cell, offset = _cells(values[block], good[block], labels[block], n_atoms, centre, scale)
-        first = int(cell.min()) // width
-        cell -= first * width
-        bins = int(cell.max()) // width + 1
+            first, bins = _fill(buffers, values[block], good[block], near, len(atoms) + 1, centre, scale)
         least, sums = _with_room(least, sums, first * n_sets, (first + bins) * n_sets, n_sets)
         window = sums.reshape(3, -1, n_sets)[:, first - least :][:, :bins]
-        used: np.ndarray | slice = slice(None)
-        for k, weight in enumerate((None, offset, np.square(offset))):
-            table = np.bincount(cell, weight, minlength=bins * width).reshape(bins, width)[:, :n_atoms]
-            if k == 0:
-                number += table.sum(axis=0)
-                used = np.flatnonzero(table.any(axis=1))
-            window[k, used] += table[used] @ to_sets
+        used, tables = _tables(buffers, near.stops[-1], first, bins, len(atoms))
+        number[atoms] += tables[0].sum(axis=0)
+        unit = _unit(used + first)[:, None]
+        for k, table in enumerate(tables):
+            window[k, used] += table @ to_sets[atoms] * unit**k
     return least, sums.reshape(3, -1, n_sets), number
+
+
+def _unit(bins: np.ndarray) -> np.ndarray:
+    """Difference of neighbouring single-precision numbers y in each bin."""
+    return 2.0 ** ((_from_zero(bins) >> (23 - _SHIFT)) - 23)
+
+
+def _tables(
+    buffers: "_Buffers", n: int, first: int, bins: int, n_atoms: int
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Bins with pixels; number, sum and sum of squares of the parts of the pixels in each, shape (n_used, n_atoms)."""
+    width = n_atoms + 1
+    cell = buffers.cell[:n]
+    cell += n_atoms - first * width
+    packed, squares = (
+        np.bincount(cell, weight[:n], minlength=bins * width).reshape(bins, width)[:, :n_atoms]
+        for weight in (buffers.packed, buffers.square)
+    )
+    used = np.flatnonzero(packed.any(axis=1))
+    number, total = np.divmod(packed[used], _ONE_PIXEL)
+    return used, (number, total, squares[used])
 
 
 def _with_room(least: int, tables: np.ndarray, start: int, stop: int, width: int) -> tuple[int, np.ndarray]:
@@ -272,38 +294,76 @@ def _centre_and_scale(values: np.ndarray, good: np.ndarray) -> tuple[float, floa
     return centre, abs(centre) or 1.0
 
 
-def _cells(
-    values: np.ndarray, good: np.ndarray, labels: np.ndarray, n_atoms: int, centre: float, scale: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Table cell, bin * (n_atoms + 1) + atom, of each pixel and its distance from the bin's inner edge in scales.
+class _Buffers(NamedTuple):
+    """Memory that is used again and again; the last three are for a block, the others for a piece of it.
 
-    Bad pixels go to bin 0 of one atom more.
+    A pixel lies at a whole number of units from its bin's inner edge, its *part* of the bin. The sum of
+    ``_ONE_PIXEL + part`` over the pixels of a block is exact, and gives both their number and their sum.
     """
-    cell = np.empty(values.size, dtype=np.int64)
-    offset = np.empty(values.size)
+
+    value: np.ndarray
+    y: np.ndarray
+    mirror: np.ndarray
+    part: np.ndarray
+    kept: np.ndarray
+    cell: np.ndarray
+    packed: np.ndarray
+    square: np.ndarray
+
+    @classmethod
+    def of(cls, n: int, dtype: np.dtype) -> "_Buffers":
+        pieces = [np.empty(min(n, _CHUNK), kind) for kind in (dtype, np.float32, np.int32, np.int32, np.int32)]
+        return cls(*pieces, *[np.empty(min(n, _BLOCK), kind) for kind in (np.int64, float, float)])
+
+
+def _fill(
+    buffers: _Buffers, values: np.ndarray, good: np.ndarray, runs: Runs, width: int, centre: float, scale: float
+) -> tuple[int, int]:
+    """Find the table cell, bin * width + atom, and the part of each pixel; return the first and number of bins.
+
+    Atoms have negative numbers; bad pixels go to bin 0 of atom 0.
+    """
+    first, last = 0, 0
     for start in range(0, values.size, _CHUNK):
-        piece = slice(start, start + _CHUNK)
-        x = np.where(good[piece], values[piece], values.dtype.type(centre)) - centre
-        x = (x / scale).astype(np.float32, copy=False)
-        mirror = x.view(np.int32) >> 31
-        y = np.abs(x, out=x)
-        np.minimum(y, _LARGEST, out=y)
-        y += np.float32(1)
+        piece = slice(start, min(start + _CHUNK, values.size))
+        value, y, mirror, part, kept = (buffer[: piece.stop - start] for buffer in buffers[:5])
+        np.subtract(values[piece], centre, out=value)
+        np.divide(value, scale, out=y, casting="same_kind")
         bits = y.view(np.int32)
-        np.subtract(y, (bits & _EDGE_BITS).view(np.float32), out=offset[piece])
+        np.right_shift(bits, 31, out=mirror)
+        np.abs(y, out=y)
+        np.minimum(bits, _LARGEST.view(np.int32), out=bits)
+        y += np.float32(1)
+        np.bitwise_and(bits, ~_EDGE_BITS, out=part)
         bits >>= _SHIFT
         bits -= _FIRST_BIN
         bits ^= mirror
-        np.multiply(bits, n_atoms + 1, out=cell[piece], dtype=np.int64)
-        cell[piece] += np.where(good[piece], labels[piece], np.int32(n_atoms))
-    return cell, offset
+        kept[...] = good[piece]
+        np.negative(kept, out=kept)  # all bits, or none
+        bits &= kept
+        first, last = min(first, int(bits.min())), max(last, int(bits.max()))
+        atom = runs.part(piece.start, piece.stop).image()
+        atom &= kept
+        cell, packed = buffers.cell[piece], buffers.packed[piece]
+        cell[...] = bits
+        cell *= width
+        cell += atom
+        packed[...] = part
+        np.multiply(packed, packed, out=buffers.square[piece])
+        packed += _ONE_PIXEL
+    return first, last - first + 1
 
 
 def _bin_edges(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Edges of bins nearer to the centre and farther from it, in units of scale."""
-    number = np.where(bins < 0, -1 - bins, bins)
+    number = _from_zero(bins)
     sign = np.where(bins < 0, -1.0, 1.0)
     return sign * (_lower_y(number) - 1), sign * (_lower_y(number + 1) - 1)
+
+
+def _from_zero(bins: np.ndarray) -> np.ndarray:
+    """Count the bins from the centre: the number of a bin, or of its mirror image."""
+    return np.where(bins < 0, -1 - bins, bins)
 
 
 def _lower_y(number: np.ndarray) -> np.ndarray:

@@ -220,7 +220,7 @@ def _between_groups(overlaps: OverlapMap, near: _Near) -> tuple[OverlapMap, np.n
         elif columns.size > 1:
             usable[:, columns] &= np.cumsum(members[:, columns], axis=1) == 1
     kept = usable.any(axis=0)
-    return OverlapMap(overlaps.starts, overlaps.stops, overlaps.labels, usable[:, kept]), others[kept]
+    return OverlapMap(overlaps.runs, usable[:, kept]), others[kept]
 
 
 def _status(measurement: Measurement, level: float, component: int) -> str:

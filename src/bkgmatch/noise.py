@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bkgmatch.runs import Runs
+
 __all__ = ["PixelPairs", "sample_pairs"]
 
 _SEPARATION = 2  # pixels along both axes: beyond crosstalk of neighbours, and across the stripes of 1/f noise
@@ -32,14 +34,16 @@ class PixelPairs(NamedTuple):
     missing: np.ndarray
 
 
-def sample_pairs(data: np.ndarray, good: np.ndarray, labels: np.ndarray, members: np.ndarray) -> PixelPairs:
+def sample_pairs(data: np.ndarray, good: np.ndarray, runs: Runs, members: np.ndarray) -> PixelPairs:
     """
     Take a regular sample of pairs of good pixels that lie two rows and two columns apart in the same atom.
 
     Parameters
     ----------
-    data, good, labels : ndarray, shape (ny, nx)
-        Pixel values, good pixels, and the atom of each.
+    data, good : ndarray, shape (ny, nx)
+        Pixel values, and good pixels.
+    runs : Runs
+        Atom of each pixel.
     members : ndarray of bool, shape (n_atoms, n_sets)
         Which sets each atom belongs to.
 
@@ -49,9 +53,10 @@ def sample_pairs(data: np.ndarray, good: np.ndarray, labels: np.ndarray, members
         The pairs; there may be none.
     """
     one, two = _positions(data.shape[0], data.shape[1])
-    use = good[one] & good[two] & (labels[one] == labels[two])
+    atom, other = (runs.at(y * data.shape[1] + x) for y, x in (one, two))
+    use = good[one] & good[two] & (atom == other)
     first, second = (data[place][use].astype(float) for place in (one, two))
-    return PixelPairs(first, second, members[labels[one][use]], _missing(good[one], members[labels[one]]))
+    return PixelPairs(first, second, members[atom[use]], _missing(good[one], members[atom]))
 
 
 @lru_cache(maxsize=8)

@@ -12,6 +12,7 @@ import numpy as np
 import shapely
 
 from bkgmatch.footprints import Footprint, outlines_in_plane, sky_vectors
+from bkgmatch.runs import Runs
 
 __all__ = ["OverlapMap", "overlap_map"]
 
@@ -23,26 +24,18 @@ class OverlapMap:
 
     Parameters
     ----------
-    starts, stops : ndarray of int
-        Runs of pixels in the flattened image, in order, without gaps between the first and the last.
-    labels : ndarray of int
-        Atom of each run.
+    runs : Runs
+        Atom of each pixel.
     members : ndarray of bool, shape (n_atoms, n_neighbours)
         Which neighbours each atom lies on.
     """
 
-    starts: np.ndarray
-    stops: np.ndarray
-    labels: np.ndarray
+    runs: Runs
     members: np.ndarray
-
-    def label_image(self) -> np.ndarray:
-        """Atom of each pixel of the flattened image, int32."""
-        return np.repeat(self.labels.astype(np.int32), self.stops - self.starts)
 
     def mask(self, neighbour: int, shape: tuple[int, int]) -> np.ndarray:
         """Pixels that lie on one neighbour, shape (ny, nx)."""
-        return self.members[self.label_image(), neighbour].reshape(shape)
+        return self.members[self.runs.image(), neighbour].reshape(shape)
 
 
 def overlap_map(here: Footprint, neighbours: Sequence[Footprint]) -> OverlapMap:
@@ -143,12 +136,11 @@ def _atoms(starts: np.ndarray, stops: np.ndarray, who: np.ndarray, n_neighbours:
     inside = np.bitwise_xor.accumulate(bits[order], axis=0)
     last = np.append(np.flatnonzero(positions[1:] != positions[:-1]), len(positions) - 1)
     last = last[positions[last] < size]
-    run_starts = positions[last]
-    run_stops = np.append(run_starts[1:], size)
+    run_stops = np.append(positions[last[1:]], size)
     signatures, labels = _unique_rows(inside[last])
     shifts = np.arange(n_neighbours)
     members = (signatures[:, shifts // 64] >> (shifts % 64).astype(np.uint64)) & np.uint64(1)
-    return OverlapMap(run_starts, run_stops, labels, members.astype(bool))
+    return OverlapMap(Runs(run_stops, labels), members.astype(bool))
 
 
 def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -136,14 +136,13 @@ def measure(pixels: Pixels, overlaps: OverlapMap, others: np.ndarray, statistic:
     """
     data = _native(pixels.data)
     good = pixels.good & statistic.usable(data)
-    labels = overlaps.label_image().reshape(data.shape)
     members = np.column_stack([overlaps.members, np.ones(len(overlaps.members), dtype=bool)])
-    sets = bin_pixels(data.ravel(), good.ravel(), labels.ravel(), members)
-    pairs = sample_pairs(data, good, labels, members)
+    sets = bin_pixels(data.ravel(), good.ravel(), overlaps.runs, members)
+    pairs = sample_pairs(data, good, overlaps.runs, members)
     levels = statistic.of_sets(sets, pairs)
     for k, centre, scale in sets.crowded():
         one = slice(k, k + 1)
-        alone = bin_pixels(data.ravel(), good.ravel(), labels.ravel(), members[:, one], around=(centre, scale))
+        alone = bin_pixels(data.ravel(), good.ravel(), overlaps.runs, members[:, one], around=(centre, scale))
         better = statistic.of_sets(alone, pairs._replace(members=pairs.members[:, one], missing=pairs.missing[one]))
         for array, value in zip(levels, better, strict=True):
             array[one] = value

@@ -218,7 +218,7 @@ class SkyImage:
             others = [image.footprint for image in _members(overlap)]
             atoms = overlap_map(self.footprint, others)
             on_any = np.asarray(atoms.members.any(axis=1))
-            pixels &= on_any[atoms.label_image()].reshape(pixels.shape)
+            pixels &= on_any[atoms.runs.image()].reshape(pixels.shape)
             outline = self.intersection(overlap)
         if not pixels.any():
             return None, 0, 0.0

@@ -9,6 +9,7 @@ from scipy.special import ndtr
 
 from bkgmatch.histograms import BinnedSets, bin_pixels
 from bkgmatch.noise import PixelPairs
+from bkgmatch.runs import Runs
 
 __all__ = ["SkyLevels", "SkyStatistic"]
 
@@ -124,8 +125,8 @@ class SkyStatistic:
             With arrays of length 1.
         """
         values = np.ravel(np.asarray(values))
-        label = np.zeros(values.size, dtype=np.int32)
-        return self.of_sets(bin_pixels(values, self.usable(values), label, np.ones((1, 1), dtype=bool)))
+        whole = Runs(np.array([values.size]), np.array([0]))
+        return self.of_sets(bin_pixels(values, self.usable(values), whole, np.ones((1, 1), dtype=bool)))
 
     def usable(self, values: np.ndarray) -> np.ndarray:
         """
