@@ -333,10 +333,10 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
     prior = 1e-6 * np.median(fits.normal[:, 0, 0]) * (np.arange(p) > 0) if len(fits.first) else None
     coefficients = np.zeros((n, p))
     trust = np.ones(len(fits.first))
+    rhs = _times(fits.normal, fits.estimate)
+    system = NormalSystem(n, pair_equations(fits.first, fits.second, fits.normal, rhs), prior=prior)
     for iteration in range(_GRAPH_ITERATIONS if len(fits.first) else 0):
-        equations = pair_equations(fits.first, fits.second, fits.normal, _times(fits.normal, fits.estimate), trust)
-        system = NormalSystem(n, equations, prior=prior)
-        coefficients = system.solution()
+        coefficients = system.solution_of(pair_equations(fits.first, fits.second, fits.normal, rhs, trust))
         apart = fits.estimate - coefficients[fits.first] + coefficients[fits.second]
         pulls = np.sqrt(np.einsum("na,nab,nb->n", apart, fits.normal, apart) / p)
         pulls /= max(float(np.median(pulls)) / 0.6745, 1.0)

@@ -177,29 +177,28 @@ class _Equations:
     def weighted(self, factors: np.ndarray) -> PairEquations:
         return pair_equations(self.first, self.second, self.normal, self.rhs, factors)
 
-    def solve(self, trust: np.ndarray, prior: np.ndarray) -> tuple[NormalSystem, np.ndarray]:
-        """Return factors and functions, shape (units, q)."""
-        system = NormalSystem(len(self.held), self.weighted(trust * self.weights), held=self.held, prior=prior)
-        return system, system.solution()
+    def system(self, trust: np.ndarray | float, prior: np.ndarray) -> NormalSystem:
+        return NormalSystem(len(self.held), self.weighted(trust * self.weights), held=self.held, prior=prior)
 
     def pulls(self, found: np.ndarray) -> np.ndarray:
         """Return what functions leave of the mean difference of each pair, in standard errors."""
         apart = np.einsum("nb,nb->n", self.normal[:, 0], found[self.first] - found[self.second])
         return np.abs(self.rhs[:, 0] - apart) / self.normal[:, 0, 0] / self.sigma
 
-    def trust(self, found: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    def trust(self, prior: np.ndarray) -> np.ndarray:
         """Factors on the weights, less than 1 for pairs that do not agree with the others."""
+        system = self.system(1.0, prior)
         trust = np.ones(len(self.first))
-        pulls = self.pulls(found)
+        pulls = self.pulls(system.solution())
         if (pulls <= _TRUSTED).all():
             return trust
         for _ in range(_TRUST_ITERATIONS):  # at first least absolute deviations, which bad pairs hardly move
-            pulls = self.pulls(self.solve(1 / np.maximum(pulls, 1), prior)[1])
+            pulls = self.pulls(system.solution_of(self.weighted(self.weights / np.maximum(pulls, 1))))
         for _ in range(_TRUST_ITERATIONS):
             before, trust = trust, _closing(pulls)
             if np.abs(trust - before).max() < 1e-3:
                 break
-            pulls = self.pulls(self.solve(trust, prior)[1])
+            pulls = self.pulls(system.solution_of(self.weighted(self.weights * trust)))
         return trust
 
 
@@ -211,14 +210,14 @@ def _solve_pass(
     q = p if slope else 1
     equations = _Equations.of(pairs, unit, q, held, sigma, weights)
     prior = _prior(equations, q, float(np.median(sigma)))
-    trust = equations.trust(equations.solve(np.ones(len(pairs.first)), prior)[1], prior)
-    system, found = equations.solve(trust, prior)
-    factors = trust * weights
+    trust = equations.trust(prior)
+    system, factors = equations.system(trust, prior), trust * weights
+    found = system.solution()
     n_units = len(equations.held)
     spread = assemble(n_units, equations.weighted(factors**2))[0] + sparse.diags_array(np.tile(prior, n_units))
     spread = spread.tocsr()
     normal = assemble(n, pair_equations(pairs.first, pairs.second, pairs.normal, pairs.rhs, factors))[0]
-    loose = (tilt_variances(system, spread) * prior[1:] > HELD**2).any(axis=1)
+    loose = (tilt_variances(system) * prior[1:] > HELD**2).any(axis=1)
     result = _Solved(system, _tied(unit, p, q), spread, normal, trust, loose[unit])
     return result, (result.units @ found.ravel()).reshape(n, p)
 
@@ -228,8 +227,8 @@ def _prior(equations: _Equations, q: int, sigma: float) -> np.ndarray:
     loose = np.array([0.0, *[(LOOSE * sigma) ** -2] * (q - 1)])
     if q == 1:
         return loose
-    system, found = equations.solve(np.ones(len(equations.first)), loose)
-    return loose * (LOOSE * sigma / plausible_tilt(system, found, ~equations.held, sigma)) ** 2
+    system = equations.system(1.0, loose)
+    return loose * (LOOSE * sigma / plausible_tilt(system, system.solution(), ~equations.held, sigma)) ** 2
 
 
 def _closing(pulls: np.ndarray) -> np.ndarray:

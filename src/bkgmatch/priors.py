@@ -1,7 +1,6 @@
 """How large tilts and other shapes may plausibly be: for those that the overlaps do not determine."""
 
 import numpy as np
-from scipy import sparse
 
 from bkgmatch.solve import NormalSystem
 
@@ -44,8 +43,6 @@ def plausible_tilt(system: NormalSystem, found: np.ndarray, free: np.ndarray, si
     return float(np.clip(_TILTS * np.sqrt(np.mean(tilts**2)), sigma, LOOSE * sigma)) if tilts.size else sigma
 
 
-def tilt_variances(system: NormalSystem, scatter: sparse.sparray | None = None) -> np.ndarray:
-    """Variances, shape (n, p - 1), of all coefficients but the first, for a scatter of the right-hand side or N."""
-    if system.p == 1:
-        return np.zeros((system.n, 0))
-    return np.einsum("naa->na", system.covariance(scatter))[:, 1:]
+def tilt_variances(system: NormalSystem) -> np.ndarray:
+    """Variances, shape (n, p - 1), of all coefficients but the first."""
+    return system.variances()[:, 1:] if system.p > 1 else np.zeros((system.n, 0))

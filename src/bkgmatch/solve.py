@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import SuperLU, splu
+from scipy.sparse.linalg import LinearOperator, SuperLU, cg, splu
 
 from bkgmatch.pairs import Offsets, PairEquations, offset_equations
+from bkgmatch.selected_inverse import inverse_blocks
 from bkgmatch.stages import Stage, covariance_of_sums
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
 
 _LEAST_PIVOT = 1e-11  # relative to the diagonal
 _ROUNDING = 1e-14  # relative to the largest of the unknown's own: functions that are zero in all cells
+_TOLERANCE, _GRADIENTS = 1e-10, 60
 _ROBUST_LIMIT = 3.0
 _LEAST_ABSOLUTE_ITERATIONS, _ROBUST_ITERATIONS = 15, 30
 
@@ -125,6 +127,7 @@ class NormalSystem:
         self.component = _components(n, equations)
         self.normal, self._rhs = assemble(n, equations)
         held = np.zeros(n, dtype=bool) if held is None else held
+        self._held = held
         self._prior = np.broadcast_to(np.zeros(p) if prior is None else prior, (n, p))
         if self._prior.any():
             self.normal = (self.normal + sparse.diags_array(self._prior.ravel())).tocsr()
@@ -150,12 +153,81 @@ class NormalSystem:
         """Coefficients that solve the equations, shape (n, p)."""
         return self.respond(self._rhs).reshape(self.n, self.p)
 
+    def solution_of(self, equations: PairEquations) -> np.ndarray:
+        """
+        Find the coefficients that solve equations of the same pairs with other weights.
+
+        Parameters
+        ----------
+        equations : PairEquations
+            The equations.
+
+        Returns
+        -------
+        ndarray, shape (n, p)
+            The coefficients, to ten digits.
+
+        Notes
+        -----
+        Conjugate gradients, preconditioned by the factors of these equations (Hestenes & Stiefel 1952, *J. Res. Natl.
+        Bur. Stand.* 49, 409). Where weights differ so much that this takes long, the matrix is factorised.
+        """
+        if self._factors is None:
+            return np.zeros((self.n, self.p))
+        product = _Product.of(self.n, equations, self._prior)
+        shape = (len(self._free), len(self._free))
+
+        def times(free: np.ndarray) -> np.ndarray:
+            return product.times(self._whole(free).reshape(self.n, self.p)).ravel()[self._free]
+
+        found, left = cg(
+            LinearOperator(shape, times, dtype=float),
+            self._centred(product.rhs)[self._free],
+            rtol=_TOLERANCE,
+            maxiter=_GRADIENTS,
+            M=LinearOperator(shape, self._factors.solve, dtype=float),
+        )
+        if left:
+            return NormalSystem(self.n, equations, held=self._held, prior=self._prior).solution()
+        return self._centred(self._whole(found)).reshape(self.n, self.p)
+
+    def variances(self) -> np.ndarray:
+        """
+        Find the variance of each coefficient, as in `covariance` without a scatter, but sooner.
+
+        Returns
+        -------
+        ndarray, shape (n, p)
+            Relative to the mean of the component where nothing is held; NaN for unknowns in no equation.
+
+        Notes
+        -----
+        With the inverse G of the free part of the normal matrix, and the weights m of the mean:
+        ``diag(G) - 2 G m + m^T G m``.
+        """
+        diagonal = np.zeros(self.n * self.p)
+        if self._factors is not None:
+            free = self.normal[self._free][:, self._free]
+            diagonal[self._free] = inverse_blocks(free, self._free // self.p).diagonal()
+        means = self._afloat / self._afloat.sum(axis=1)[:, None]
+        weights = np.kron(means.sum(axis=0)[:, None], np.eye(self.p))  # components have nothing in common
+        with_mean = np.einsum("naa->na", self._solve(weights).reshape(self.n, self.p, self.p))
+        variances = diagonal.reshape(self.n, self.p) - 2 * with_mean + self._afloat.T @ (means @ with_mean)
+        variances[self.component < 0] = np.nan
+        return variances
+
     def respond(self, rhs: np.ndarray) -> np.ndarray:
         """Solutions, shape (n p, ...), to right-hand sides of that shape, with mean zero where nothing is held."""
-        solution = np.zeros(rhs.shape)
-        if self._factors is not None:
-            solution[self._free] = self._factors.solve(self._centred(rhs)[self._free])
-        return self._centred(solution)
+        return self._centred(self._solve(self._centred(rhs)))
+
+    def _solve(self, rhs: np.ndarray) -> np.ndarray:
+        return self._whole(self._factors.solve(rhs[self._free])) if self._factors is not None else np.zeros(rhs.shape)
+
+    def _whole(self, free: np.ndarray) -> np.ndarray:
+        """All coefficients, of which some are free and the others 0."""
+        whole = np.zeros((self.n * self.p, *free.shape[1:]))
+        whole[self._free] = free
+        return whole
 
     def covariance(self, scatter: sparse.sparray | None = None) -> np.ndarray:
         """
@@ -190,6 +262,30 @@ class NormalSystem:
         return (blocks - self._afloat.T @ means).reshape(columns.shape)
 
 
+@dataclass(frozen=True)
+class _Product:
+    """The normal matrix as what it does: difference, times the matrix of a pair, and back to both."""
+
+    first: np.ndarray
+    second: np.ndarray
+    blocks: np.ndarray
+    incidence: sparse.csr_array
+    prior: np.ndarray
+    rhs: np.ndarray
+
+    @classmethod
+    def of(cls, n: int, equations: PairEquations, prior: np.ndarray) -> "_Product":
+        p, pairs = equations.p, np.arange(len(equations.first))
+        place = np.concatenate([equations.first, equations.second]), np.tile(pairs, 2)
+        incidence = sparse.coo_array((np.repeat([1.0, -1.0], len(pairs)), place), shape=(n, len(pairs))).tocsr()
+        rhs = (incidence @ equations.rhs[:, :p]).ravel()
+        return cls(equations.first, equations.second, equations.normal[:, :p, :p], incidence, prior, rhs)
+
+    def times(self, functions: np.ndarray) -> np.ndarray:
+        apart = functions[self.first] - functions[self.second]
+        return self.incidence @ np.einsum("nab,nb->na", self.blocks, apart) + self.prior * functions
+
+
 def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False) -> tuple[Solution, Offsets]:
     """
     Find the levels of groups of exposures that agree best with the measured offsets.
@@ -213,14 +309,22 @@ def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False)
     n = int(groups.max()) + 1
     one, two = groups[offsets.first], groups[offsets.second]
     weight = offsets.full_weight
-    for iteration in range(_ROBUST_ITERATIONS if robust and len(weight) else 0):
-        levels = NormalSystem(n, offset_equations(one, two, offsets.offset, weight)).solution()[:, 0]
-        pulls = np.abs(offsets.offset - (levels[one] - levels[two])) * np.sqrt(offsets.full_weight)
-        scale = max(float(np.median(pulls)) / 0.6745, 1e-300)
-        weight = offsets.full_weight * robust_trust(pulls / scale, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
+    if robust and len(weight):
+        weight = _robust_weight(n, one, two, offsets)
     weighted = replace(offsets, weight=weight)
     equations = offset_equations(one, two, offsets.offset, weight)
     return solve(n, equations, scatter=_level_scatter(weighted, one, two, n)), weighted
+
+
+def _robust_weight(n: int, one: np.ndarray, two: np.ndarray, offsets: Offsets) -> np.ndarray:
+    weight = offsets.full_weight
+    system = NormalSystem(n, offset_equations(one, two, offsets.offset, weight))
+    for iteration in range(_ROBUST_ITERATIONS):
+        levels = system.solution_of(offset_equations(one, two, offsets.offset, weight))[:, 0]
+        pulls = np.abs(offsets.offset - (levels[one] - levels[two])) * np.sqrt(offsets.full_weight)
+        scale = max(float(np.median(pulls)) / 0.6745, 1e-300)
+        weight = offsets.full_weight * robust_trust(pulls / scale, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
+    return weight
 
 
 def _level_scatter(offsets: Offsets, one: np.ndarray, two: np.ndarray, n: int) -> sparse.csr_array:
