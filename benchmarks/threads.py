@@ -3,11 +3,13 @@
     python benchmarks/threads.py [--runs 3] [--threads 2] [--binning 1]
 
 Runs take turns; ``ratio`` is the median of the ratios of the wall-clock times of neighbouring runs. Both give the same
-numbers to the last bit, which is checked.
+numbers to the last bit, which is checked. ``machine`` is what as many processes gain that share nothing and each do all
+of it: where cores share memory, or are shared with others, it is less than their number.
 """
 
 import argparse
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -31,7 +33,7 @@ CASES: dict[str, Callable] = {
 
 def compare(name: str, match: Callable, exposures: list, *, runs: int, number: int) -> dict:
     """Time one case."""
-    one, several = [], []
+    one, several, apart = [], [], []
     for _ in range(runs):
         seconds, alone = timed(partial(match, exposures))
         one.append(seconds)
@@ -39,12 +41,27 @@ def compare(name: str, match: Callable, exposures: list, *, runs: int, number: i
             seconds, together = timed(partial(match, exposures, work=work))
         several.append(seconds)
         np.testing.assert_array_equal(alone.level, together.level)
+        apart.append(timed(partial(in_processes, partial(match, exposures), number))[0] / number)
     return {
         "name": name,
         "one_s": float(np.median(one)),
         "threads_s": float(np.median(several)),
         "ratio": float(np.median(np.divide(one, several))),
+        "machine": float(np.median(np.divide(one, apart))),
     }
+
+
+def in_processes(work: Callable, number: int) -> None:
+    """Do the same in several processes at a time."""
+    children = []
+    for _ in range(number):
+        child = os.fork()
+        if child == 0:
+            work()
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def main() -> None:

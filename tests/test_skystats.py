@@ -9,6 +9,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import gamma, gaussian_kde
 from stsci.imagestats import ImageStats
 
+from bkgmatch import histograms
 from bkgmatch.histograms import bin_pixels
 from bkgmatch.runs import Runs
 from bkgmatch.skystats import SkyStatistic
@@ -467,3 +468,47 @@ def test_order_of_pixels_does_not_matter(seed, skystat):
     values = rng.normal(0, 1, 200)
     one, two = (SkyStatistic(skystat).of(v) for v in (values, rng.permutation(values)))
     assert one.value[0] == pytest.approx(two.value[0], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f4", ">f8"])
+def test_sums_of_bins_are_exact(dtype, monkeypatch):
+    """Against a plain sum over the pixels of each bin, also across blocks and pieces."""
+    rng = np.random.default_rng(30)
+    values = np.concatenate(
+        [rng.normal(3, 1, 9000), 10.0 ** rng.uniform(-3, 30, 500), -(10.0 ** rng.uniform(-3, 30, 500))]
+    )
+    values = rng.permutation(values).astype(dtype)
+    good = rng.random(values.size) < 0.9
+    values[~good] = np.nan
+    labels = np.sort(rng.integers(0, 30, values.size))
+    members = rng.random((30, 5)) < 0.4
+    centre, scale = 3.0, 2.0
+    whole = histograms.bin_pixels(values, good, Runs.of(labels), members, around=(centre, scale))
+    monkeypatch.setattr(histograms, "_BLOCK", 700)
+    monkeypatch.setattr(histograms, "_CHUNK", 90)
+    parts = histograms.bin_pixels(values, good, Runs.of(labels), members, around=(centre, scale))
+    for field in ("starts", "counts", "low", "high", "shared"):
+        np.testing.assert_array_equal(getattr(parts, field), getattr(whole, field))
+    x = ((values.astype(np.asarray(values).dtype.newbyteorder("=")) - centre) / scale).astype(np.float32)
+    for k in range(5):
+        mine = x[good & members[labels, k]].astype(float)
+        bins = np.searchsorted(whole.starts, mine, side="right") - 1
+        np.testing.assert_array_equal(np.bincount(bins, minlength=whole.starts.size), whole.counts[k])
+        total = np.bincount(bins, mine, minlength=whole.starts.size)
+        middle = (whole.low[k] + whole.high[k]) / 2
+        filled = whole.counts[k] > 0
+        np.testing.assert_allclose((whole.counts[k] * middle)[filled], total[filled], rtol=2e-7, atol=1e-5)
+    assert not whole.counts[:, ~np.isfinite(whole.starts)].any()
+
+
+def test_runs_are_the_image():
+    rng = np.random.default_rng(31)
+    image = np.repeat(rng.integers(0, 5, 200), rng.integers(1, 9, 200)).astype(np.int32)
+    runs = Runs.of(image)
+    assert len(runs.stops) < image.size / 2
+    np.testing.assert_array_equal(runs.image(), image)
+    some = rng.integers(0, image.size, 300)
+    np.testing.assert_array_equal(runs.at(some), image[some])
+    for start, stop in [(0, 1), (0, image.size), (17, 18), (17, 400), (image.size - 1, image.size)]:
+        np.testing.assert_array_equal(runs.part(start, stop).image(), image[start:stop])
+    assert Runs.of(image[:0]).image().size == 0

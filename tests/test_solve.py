@@ -1,6 +1,7 @@
 """The solver against dense pseudo-inverses and the scatter of simulated errors."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from bkgmatch import solve as module
 from bkgmatch.pairs import Measurement, PairEquations, offset_equations, pair_offsets
 from bkgmatch.skystats import SkyLevels
-from bkgmatch.solve import residuals, solve, solve_offsets
+from bkgmatch.solve import NormalSystem, residuals, solve, solve_offsets
 
 PARTS = [np.arange(0, 7), np.array([8, 10, 12, 14]), np.array([9, 15])]
 N = 18  # unknowns 7, 11, 13, 16 and 17 are in no pair
@@ -113,6 +115,49 @@ def test_components_are_numbered_by_their_first_unknown():
     first, second = np.array([9, 3, 5, 0]), np.array([1, 5, 8, 6])
     found = solve(11, offset_equations(first, second, np.ones(4), np.ones(4))).component
     np.testing.assert_array_equal(found, [0, 1, -1, 2, -1, 2, 0, -1, 2, 1, -1])
+
+
+def other_weights(equations, rng, smallest):
+    weights = smallest ** rng.random(len(equations.first))
+    return replace(equations, normal=equations.normal * weights[:, None, None], rhs=equations.rhs * weights[:, None])
+
+
+HELD = np.isin(np.arange(N), [3, 12])
+PRIORS = {"no prior": None, "prior on shapes": [0.0, 0.5, 2.0], "prior on all": [0.3, 0.5, 2.0]}
+
+
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+@pytest.mark.parametrize("held", [None, HELD], ids=["afloat", "held"])
+@pytest.mark.parametrize("p", [1, 3])
+def test_other_weights_by_the_same_factors(p, held, prior, monkeypatch):
+    rng = np.random.default_rng(40)
+    _, _, equations = observations(rng, N, *random_graph(rng), p)
+    prior = prior if prior is None else np.array(prior[:p])
+    changed = other_weights(equations, rng, 1e-2)
+    expected = NormalSystem(N, changed, held=held, prior=prior).solution()
+    system = NormalSystem(N, equations, held=held, prior=prior)
+    monkeypatch.setattr(module, "splu", None)  # no other factors
+    np.testing.assert_allclose(system.solution_of(changed), expected, atol=1e-8 * np.abs(expected).max())
+
+
+def test_very_different_weights_are_factorised(monkeypatch):
+    rng = np.random.default_rng(41)
+    _, _, equations = observations(rng, N, *random_graph(rng), 3)
+    changed = other_weights(equations, rng, 1e-6)
+    monkeypatch.setattr(module, "_GRADIENTS", 2)
+    found = NormalSystem(N, equations).solution_of(changed)
+    np.testing.assert_array_equal(found, NormalSystem(N, changed).solution())
+
+
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+@pytest.mark.parametrize("held", [None, HELD], ids=["afloat", "held"])
+@pytest.mark.parametrize("p", [1, 3])
+def test_variances_are_the_diagonal_of_the_covariance(p, held, prior):
+    rng = np.random.default_rng(42)
+    _, _, equations = observations(rng, N, *random_graph(rng), p)
+    system = NormalSystem(N, equations, held=held, prior=prior if prior is None else np.array(prior[:p]))
+    expected = np.einsum("naa->na", system.covariance())
+    np.testing.assert_allclose(system.variances(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_chain_by_hand():
