@@ -13,6 +13,7 @@ LEAF = 160
 
 _MANY = 5.0  # neighbours of a vertex that is eliminated last, over the root of the number of vertices
 _LARGEST_SEPARATOR = 1 / 3
+_FEWEST_CLUSTERS = 4  # fewer are cut themselves
 
 
 class Front(NamedTuple):
@@ -45,7 +46,9 @@ class _Piece(NamedTuple):
     below: list[int]  # pieces just below it in the tree
 
 
-def dissect(couplings: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, list[Front]]:
+def dissect(
+    couplings: np.ndarray, label: np.ndarray, cluster: np.ndarray | None = None
+) -> tuple[np.ndarray, list[Front]]:
     """
     Order the unknowns of a system by nested dissection.
 
@@ -55,6 +58,9 @@ def dissect(couplings: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, list[
         Pairs of unknowns that are coupled, in any order and any number of times.
     label : ndarray of int, shape (m,)
         Unknowns of the same label stay together. At least one.
+    cluster : ndarray of int, shape (m,), optional
+        Unknowns of the same cluster are on the same side of a cut, as long as there are several clusters: a good cut
+        where a few unknowns of each cluster are coupled with all of those near it.
 
     Returns
     -------
@@ -72,12 +78,12 @@ def dissect(couplings: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, list[
     """
     if len(label) <= LEAF:
         return np.arange(len(label)), [Front(0, len(label), np.empty(0, dtype=int), -1)]
-    names, vertex, sizes = np.unique(label, return_inverse=True, return_counts=True)
+    names, member, vertex, sizes = np.unique(label, return_index=True, return_inverse=True, return_counts=True)
     one, two = vertex.astype(np.int32)[couplings]
     links = sparse.coo_array((np.ones(len(one), dtype=bool), (one, two)), shape=(len(names), len(names))).tocsr()
     graph = (links + links.T).astype(float)
     pieces: list[_Piece] = []
-    _cut(graph, sizes, np.arange(len(names)), pieces)
+    _cut(graph, sizes, names if cluster is None else cluster[member], np.arange(len(names)), pieces)
     rank = np.empty(len(names), dtype=int)
     rank[np.concatenate([piece.vertices for piece in pieces])] = np.arange(len(names))
     order = np.argsort(rank[vertex], kind="stable")
@@ -109,32 +115,52 @@ def _count_up(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _cut(graph: sparse.csr_array, sizes: np.ndarray, vertices: np.ndarray, pieces: list[_Piece]) -> list[int]:
+def _cut(
+    graph: sparse.csr_array, sizes: np.ndarray, cluster: np.ndarray, vertices: np.ndarray, pieces: list[_Piece]
+) -> list[int]:
     """Append the pieces of some vertices; return the numbers of those that are above all others."""
     halves: list[np.ndarray] = []
     separator, total = vertices, sizes[vertices].sum()
     if total > LEAF:
-        *halves, separator = (vertices[part] for part in _halves(graph[vertices][:, vertices], sizes[vertices]))
+        inside = graph[vertices][:, vertices]
+        *halves, separator = (vertices[part] for part in _halves(inside, sizes[vertices], cluster[vertices]))
         if sizes[separator].sum() > _LARGEST_SEPARATOR * total:
             halves, separator = [], vertices
-    roots = [root for half in halves for root in _cut(graph, sizes, half, pieces)]
+    roots = [root for half in halves for root in _cut(graph, sizes, cluster, half, pieces)]
     if not len(separator):
         return roots
     pieces.append(_Piece(separator, roots))
     return [len(pieces) - 1]
 
 
-def _halves(graph: sparse.csr_array, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _halves(
+    graph: sparse.csr_array, sizes: np.ndarray, cluster: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Two parts of a graph of about the same size, and the vertices that separate them."""
     many = np.diff(graph.indptr) > _MANY * np.sqrt(len(sizes))
     few = np.flatnonzero(~many)
     if len(few) < 2:
         return few[:0], few[:0], np.arange(len(sizes))
-    order, middle = _in_two(graph[few][:, few], sizes[few]) if many.any() else _in_two(graph, sizes)
-    one, two = few[order[:middle]], few[order[middle:]]
+    first = _first_part(graph[few][:, few] if many.any() else graph, sizes[few], cluster[few])
+    one, two = few[first], few[~first]
     cover = _vertex_cover(graph[one][:, two])
     separator = np.concatenate([one[cover[: len(one)]], two[cover[len(one) :]], np.flatnonzero(many)])
     return one[~cover[: len(one)]], two[~cover[len(one) :]], separator
+
+
+def _first_part(graph: sparse.csr_array, sizes: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """Mask of the vertices of the first of two parts."""
+    names, group = np.unique(cluster, return_inverse=True)
+    if len(names) < _FEWEST_CLUSTERS:
+        names, group = cluster, np.arange(len(cluster))
+    elif len(names) < len(cluster):
+        place = np.arange(len(cluster)), group
+        members = sparse.coo_array((np.ones(len(cluster)), place), shape=(len(cluster), len(names))).tocsr()
+        graph = members.T @ graph @ members
+    order, middle = _in_two(graph, np.bincount(group, sizes))
+    first = np.zeros(len(names), dtype=bool)
+    first[order[:middle]] = True
+    return first[group]
 
 
 def _in_two(graph: sparse.csr_array, sizes: np.ndarray) -> tuple[np.ndarray, int]:

@@ -23,7 +23,10 @@ class _Eliminated:
 
 
 def inverse_blocks(
-    matrix: sparse.sparray, label: np.ndarray, scatter: sparse.sparray | None = None
+    matrix: sparse.sparray,
+    label: np.ndarray,
+    scatter: sparse.sparray | None = None,
+    cluster: np.ndarray | None = None,
 ) -> sparse.coo_array:
     """
     Find blocks of the inverse of a matrix, or of the covariance of solutions.
@@ -37,6 +40,8 @@ def inverse_blocks(
         Unknowns of the same label are of one block.
     scatter : sparse array, shape (m, m), optional
         Covariance S of the right-hand side. By default L itself, for symmetric L.
+    cluster : ndarray of int, shape (m,), optional
+        Clusters of unknowns, which help to find a good order (`dissect`).
 
     Returns
     -------
@@ -63,7 +68,7 @@ def inverse_blocks(
     if not len(label):
         return sparse.coo_array(matrix.shape)
     parts = [sparse.coo_array(part) for part in ([matrix] if scatter is None else [matrix, scatter])]
-    order, fronts = dissect(np.concatenate([np.stack(part.coords) for part in parts], axis=1), label)
+    order, fronts = dissect(np.concatenate([np.stack(part.coords) for part in parts], axis=1), label, cluster)
     entries = [_by_front(part, order, fronts) for part in parts]
     eliminated = _eliminate(fronts, entries)
     rows, columns, values = [], [], []

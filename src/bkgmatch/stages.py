@@ -179,12 +179,31 @@ def covariance_of_sums(stages: Sequence[Stage], p: int) -> np.ndarray:
     matrix.append((sums, sums, np.ones(size)))
     labels.append(used + np.arange(size) // p)
     shape = (end + size, end + size)
-    found = inverse_blocks(_array(matrix, shape), np.concatenate(labels), _array(scatter, shape))
+    found = inverse_blocks(_array(matrix, shape), np.concatenate(labels), _array(scatter, shape), _clusters(stages, p))
     last = found.coords[0] >= end
     one, two = (index[last] - end for index in found.coords)
     covariance = np.zeros((size // p, p, p))
     covariance[one // p, one % p, two % p] = found.data[last]
     return (covariance + covariance.transpose(0, 2, 1)) / 2
+
+
+def _clusters(stages: Sequence[Stage], p: int) -> np.ndarray:
+    """Which functions move together in the last stage, for the unknowns of all stages and for the sums."""
+    rows, columns = stages[-1].functions.coords
+    own = np.full(stages[-1].functions.shape[0] // p, stages[-1].functions.shape[1])
+    np.minimum.at(own, rows // p, columns)
+    return np.concatenate([*(own[_members(stage, p)] for stage in stages), np.repeat(own, p)])
+
+
+def _members(stage: Stage, p: int) -> np.ndarray:
+    """One of the functions that each unknown of a stage moves, or that what it is coupled with moves."""
+    rows, columns = stage.functions.coords
+    member = np.full(stage.functions.shape[1], -1)
+    np.maximum.at(member, columns, rows // p)
+    one, two = stage.matrix.coords
+    near = member.copy()
+    np.maximum.at(near, one, member[two])
+    return np.where(member < 0, near, member)
 
 
 def _entries(array: sparse.coo_array, row: int, column: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
