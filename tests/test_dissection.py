@@ -107,8 +107,9 @@ def test_blocks_of_inverses_against_dense_algebra(graph, p, leaf):
     scatter = matrix @ matrix * (rng.random(matrix.shape) < 0.1)  # couples also some that have a neighbour in common
     scatter = scatter + scatter.T + random_matrix(rng, ends, p)[0]
     expected = inverse @ scatter @ inverse * same
-    found = inverse_blocks(sparse.csr_array(matrix), label, sparse.csr_array(scatter))
-    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-8, atol=1e-9 * np.abs(expected).max())
+    for cluster in (None, rng.integers(0, 7, label.max() + 1)[label], label // 3):
+        found = inverse_blocks(sparse.csr_array(matrix), label, sparse.csr_array(scatter), cluster)
+        np.testing.assert_allclose(found.toarray(), expected, rtol=1e-8, atol=1e-9 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

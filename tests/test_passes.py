@@ -835,3 +835,31 @@ def test_errors_against_a_right_hand_side_for_each_exposure(slopes, kind, monkey
     expected = solution().covariance
     assert np.isfinite(expected).any()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8 * np.nanmax(expected))
+
+
+def test_errors_of_a_mosaic_in_passes_need_small_fronts(monkeypatch):
+    """Tiles of 12 exposures, 11 x 11 of them: all exposures of a tile are coupled with those of the tiles near it."""
+    rng = np.random.default_rng(22)
+    tile = np.repeat(np.arange(121), 12)
+    place = np.stack(np.divmod(tile, 11)) + rng.uniform(-0.5, 0.5, (2, len(tile)))
+    first, second = np.nonzero(np.triu(np.hypot(*(place[:, :, None] - place[:, None])) < 0.35, 1))
+    sets = [np.arange(len(tile)) // 3, tile, np.zeros(len(tile), dtype=int)]
+    level = np.sum([one[first] != one[second] for one in sets], axis=0)
+    roots = rng.normal(size=(len(first), 3, 5))
+    normal = np.einsum("nak,nbk->nab", roots, roots)
+    sums = PairSums(
+        level, first, second, normal, rng.normal(size=(len(first), 3)), np.ones(len(first)), normal[:, 0, 0]
+    )
+    sums = sums.take(np.argsort(level, kind="stable"))
+    sizes = []
+
+    def watched(*arguments):
+        order, fronts = dissection.dissect(*arguments)
+        sizes.append(max(front.stop - front.start + len(front.boundary) for front in fronts))
+        return order, fronts
+
+    monkeypatch.setattr("bkgmatch.selected_inverse.dissect", watched)
+    nothing = np.zeros(len(tile), dtype=bool)
+    every = [Pass(str(k), True, one, nothing) for k, one in enumerate(sets)]
+    solve_passes(np.arange(len(tile)), sums, every, nothing, np.ones(len(tile)), np.ones(len(first)))
+    assert max(sizes) < 240
