@@ -7,7 +7,7 @@ import pytest
 from builders import described
 from jwst.stpipe import Step
 
-from bkgmatch import ImageForImageStep, Image3Pipeline, LevelMatchStep, MRSIMatchStep, SkyMatchStep, Spec3Pipeline
+from bkgmatch import Image3Pipeline, ImageForImageStep, LevelMatchStep, MRSIMatchStep, SkyMatchStep, Spec3Pipeline
 
 DOCS = Path(__file__).parents[1] / "docs"
 STEPS = {
