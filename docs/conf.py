@@ -1,4 +1,7 @@
+import os
 from importlib.metadata import version as installed_version
+
+os.environ.pop("MPLBACKEND", None)  # figures of the tutorial are shown in the page
 
 project = "bkgmatch"
 author = "bkgmatch developers"
@@ -14,7 +17,8 @@ extensions = [
     "sphinx.ext.mathjax",
 ]
 exclude_patterns = ["_build"]
-nitpicky = False
+nitpicky = True
+nitpick_ignore = [("py:class", "concurrent.futures.Executor")]  # of Python itself
 
 autodoc_default_options = {
     "members": True,
