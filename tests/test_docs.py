@@ -43,6 +43,14 @@ def test_every_benchmark_is_on_the_page():
     assert named == scripts
 
 
+def test_figures_are_those_of_the_steps():
+    rows = re.findall(r"^   \* - .+\n     - (.+)\n     - (.+)\n     - \[", PAGES["accuracy.rst"], re.MULTILINE)
+    figures = {figure for row in rows for cell in row for figure in re.findall(r"\d+\.\d+|\d{2,}", cell)}
+    assert len(figures) > 60
+    elsewhere = "\n".join(text for name, text in PAGES.items() if name != "accuracy.rst")
+    assert sorted(figures - set(re.findall(r"\d+\.\d+|\d{2,}", elsewhere))) == []
+
+
 def test_files_that_pages_name_exist():
     named = {name for text in PAGES.values() for name in re.findall(r"\b(?:benchmarks|tools)/[\w/]+\.\w+", text)}
     assert len(named) > 5
