@@ -50,6 +50,10 @@ def strings():
 def told(tree):
     """Messages of errors and of warnings in the log."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):  # is it a warning, and its text
+            is_warning, line = node.value.elts
+            if said(line) and not (isinstance(is_warning, ast.Constant) and is_warning.value is False):
+                yield said(line)
         call = node.exc if isinstance(node, ast.Raise) else node
         if not (isinstance(call, ast.Call) and call.args):
             continue
