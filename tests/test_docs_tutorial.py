@@ -12,7 +12,7 @@ CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
 CHECKS = """
 assert library is not None
 assert set(levels["status"]) == set(planes["status"]) == {"matched"}
-assert len(levels) == len(planes) == len(undone) == len(exposures) == 12
+assert len(levels) == len(planes) == len(undone) == len(exposures) == 8
 assert rms["sky"][0] > 2 * rms["sky"][1] > 100 * rms["planes"][1]
 places, left = [], []
 for before, after in zip(exposures, mosaics["LevelMatchStep, planes"], strict=True):
