@@ -1,4 +1,7 @@
+import os
 from importlib.metadata import version as installed_version
+
+os.environ.pop("MPLBACKEND", None)  # figures of the tutorial are shown in the page
 
 project = "bkgmatch"
 author = "bkgmatch developers"
@@ -6,9 +9,16 @@ copyright = "2026, bkgmatch developers"
 release = installed_version("bkgmatch")
 version = ".".join(release.split(".")[:2])
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
+extensions = [
+    "matplotlib.sphinxext.plot_directive",
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+]
 exclude_patterns = ["_build"]
-nitpicky = False
+nitpicky = True
+nitpick_ignore = [("py:class", "concurrent.futures.Executor")]  # of Python itself
 
 autodoc_default_options = {
     "members": True,
@@ -17,6 +27,22 @@ autodoc_default_options = {
 }
 autodoc_typehints = "none"  # the docstrings name the types
 numpydoc_show_class_members = False
+
+# The tutorial runs in a temporary folder; the log of the steps is left out.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_execution_timeout = 300
+nb_output_stderr = "remove"
+
+# Pictures are made by the code beside them, of simulated exposures.
+plot_include_source = True
+plot_formats = [("png", 80)]
+plot_html_show_formats = False
+plot_html_show_source_link = False
+plot_rcparams = {"image.cmap": "viridis", "font.size": 9}
+plot_apply_rcparams = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "bkgmatch"

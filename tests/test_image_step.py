@@ -34,7 +34,6 @@ from bkgmatch.steps.simulated import as_model
 
 pytestmark = pytest.mark.usefixtures("offline")
 
-DOCS = Path(__file__).parents[1] / "docs" / "image_for_image.rst"
 ESTIMATED, UNUSABLE, NON_SCIENCE, JUMP = (
     dq_flags[name] for name in ("FLUX_ESTIMATED", "DO_NOT_USE", "NON_SCIENCE", "JUMP_DET")
 )
@@ -890,12 +889,6 @@ def test_every_option_has_a_parameter_and_the_others_are_known():
         "in_memory", "temp_dir", "maximum_cores", "dask_scheduler",
     }  # fmt: skip
     assert set(described(ImageForImageStep)) == others | {field.name for field in fields(ImageForImageOptions)}
-
-
-def test_every_parameter_is_in_the_docs():
-    text = DOCS.read_text(encoding="utf-8")
-    listed = {name for line in re.findall(r"(?m)^ +[*] - (``.*)$", text) for name in re.findall(r"``(\w+)``", line)}
-    assert [name for name in described(ImageForImageStep) if name not in listed] == []
 
 
 def test_choices_of_the_toolkit(scene, mosaic):

@@ -44,7 +44,6 @@ from bkgmatch.steps.simulated import as_model, write_exposures
 
 pytestmark = pytest.mark.usefixtures("offline")
 
-DOCS = Path(__file__).parents[1] / "docs" / "level_match.rst"
 FREE = {"reference": "mean", "do_local_subtraction": False}  # nothing but what overlaps determine
 LEVEL_CARDS = {"S_LVLMAT", "LVLMATCH", "LVLM_SIG", "LVLM_SUB"}
 PLANE_CARDS = {"S_LVLMAT", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC", "LVLM_SIG", "LVLM_SUB"}
@@ -1105,11 +1104,6 @@ def test_every_option_has_a_parameter_and_the_others_are_known():
         "output_use_model", "in_memory", "temp_dir", "maximum_cores", "dask_scheduler",
     }  # fmt: skip
     assert set(described(LevelMatchStep)) == others | {field.name for field in fields(LevelMatchOptions)}
-
-
-def test_every_parameter_is_in_the_docs():
-    text = DOCS.read_text(encoding="utf-8")
-    assert [name for name in described(LevelMatchStep) if f"* - ``{name}``" not in text] == []
 
 
 def test_names_for_strun():
