@@ -19,6 +19,7 @@ LAYERS = [
     {"stored"},
     {"workspace"},
     {"journal"},
+    {"progress"},
     {"execution"},
     {"exposures"},
     {"footprints"},
