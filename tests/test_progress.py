@@ -195,10 +195,10 @@ def test_each_second_counts_once(monkeypatch):
             pass
         with stage("solution"):
             pass
-    assert str(times) == "checks 13.0 s, solution 12.0 s, levels 3.0 s"
+    assert str(times) == "checks 13.0 s, levels 3.0 s, solution 12.0 s"
     with stage("nothing that runs"):
         pass
-    assert str(times) == "checks 13.0 s, solution 12.0 s, levels 3.0 s"
+    assert str(times) == "checks 13.0 s, levels 3.0 s, solution 12.0 s"
 
 
 def test_stages_of_the_work_are_counted():

@@ -41,7 +41,8 @@ class Times:
     """
 
     def __init__(self, first: str) -> None:
-        self._stage, self._seconds = first, {first: 0.0}
+        self._first = self._stage = first
+        self._seconds = {first: 0.0}
         self._since = time.monotonic()
 
     @contextmanager
@@ -57,13 +58,13 @@ class Times:
     def enter(self, name: str) -> str:
         """Begin or go on with a stage; return the one that ends."""
         now, ended = time.monotonic(), self._stage
-        self._seconds[ended] += now - self._since
-        self._seconds.setdefault(name, 0.0)
+        self._seconds[ended] = self._seconds.pop(ended, 0.0) + now - self._since  # the last to end is the last
         self._stage, self._since = name, now
         return ended
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._seconds.items())
+        names = sorted(self._seconds, key=lambda name: name != self._first)
+        return ", ".join(f"{name} {self._seconds[name]:.1f} s" for name in names)
 
 
 _RUNNING: ContextVar[Times | None] = ContextVar("_RUNNING", default=None)

@@ -40,9 +40,9 @@ class BackgroundStep(OptionalCrds, Step):
         """Run the step. Temporary files are removed however it ends; what was measured is kept if it fails."""
         self.journals: list[Journal] = []
         try:
-            with ended_by_signals(), nullcontext() if self.in_memory else quick_collection():
-                with Times("checks").running() as times:
-                    result = super().run(*args)
+            collection = nullcontext() if self.in_memory else quick_collection()
+            with ended_by_signals(), collection, Times("checks").running() as times:
+                result = super().run(*args)
         except BaseException:
             for journal in self.journals:
                 journal.leave()
