@@ -76,6 +76,7 @@ LAYERS = [
     {"source_masks"},
     {"image_backgrounds"},
     {"image_story"},
+    {"saved"},
     {"record"},
     {"image_files"},
     {"skymatch"},
