@@ -51,4 +51,4 @@ def _of_pairs(match: SkyMatch, unit: str) -> str:
     if len(match.residual) < 2:  # one pair always agrees
         return ""
     rms = np.sqrt(np.mean(match.residual**2))
-    return f"; residuals of {len(match.residual)} pairs: {rms:.2g} {unit} rms".replace("  ", " ")
+    return f"; residuals of {len(match.residual)} pairs: {rms:.2g}{unit and f' {unit}'} rms"
