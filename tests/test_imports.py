@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "bkgmatch"
 LAYERS = [
     {"polynomials"},
     {"options"},
+    {"display"},
     {"stored"},
     {"workspace"},
     {"journal"},

@@ -112,7 +112,7 @@ sys.exit(main())
 """
 
 
-def test_a_bar_of_strun(offline):
+def test_a_bar_of_strun(offline, assign_freely):
     asn = association(constant_files(offline / "given", [(tile_wcs((2, 2)), (1, 2, 3, 4))]))
     command = [sys.executable, "-c", STRUN, "bkgmatch.SkyMatchStep", str(asn), "--subtract=true"]
     written = in_terminal([*command, "--save_results=true"])
