@@ -86,6 +86,12 @@ def test_a_bar_in_a_terminal_and_whole_lines_of_the_log(tmp_path):
     assert "|" not in kept
 
 
+def test_no_bar_if_the_environment_says_so():
+    written = in_terminal(script("INFO"), env={**os.environ, "TQDM_DISABLE": "1"})
+    assert "%|" not in written
+    assert written.count(" s left") > 2
+
+
 @pytest.mark.parametrize("level", ["INFO", "ERROR"])
 def test_no_bar_where_nobody_reads_it(level):
     if level == "ERROR":
@@ -174,8 +180,12 @@ def test_where_bars_are(told, tty, module, level, shown):
 
 def test_a_bar_goes_with_an_error(told):
     stream = told(True)
+    gone = logging.StreamHandler(io.StringIO())
+    gone.stream.close()
+    logging.root.addHandler(gone)
     with pytest.raises(ZeroDivisionError):
         HERE.run(lambda x: time.sleep(0.12) or 1 / x, [1, 1, 0], what="Dividing")
+    logging.root.removeHandler(gone)
     assert "Dividing:" in stream.getvalue()
     assert on_screen(stream.getvalue()) == []
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from builders import constant_files, tile_wcs
 
-from bkgmatch import LevelMatchStep, SkyMatchStep
+from bkgmatch import LevelMatchStep, SkyMatchStep, level_story
+from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
+from bkgmatch.neighbourhoods import LevelPairs
 from bkgmatch.pairs import Offsets
 from bkgmatch.sky_story import story
 from bkgmatch.stories import each_or_all
@@ -43,6 +45,23 @@ def test_few_have_a_line_each(n, few, expected):
     if expected == 1:
         low = {7: "-4 (e2) to 12 (e6)", 3: "-4 (e2) to 0 (e0)"}[n]
         assert lines[0].startswith(f"Mean levels of {n} exposures: from {low} {UNIT}, errors 1 to ")
+
+
+def test_fixed_exposures_share_a_line():
+    n = 8
+    covariance = np.zeros((n, 3, 3))
+    match = LevelMatch(
+        tuple("abcdefgh"), np.zeros(n, int), np.zeros((n, 2)), np.arange(8.0), np.zeros((n, 2)), covariance,
+        ("fixed",) * 7 + ("matched",), np.zeros(n, bool), ("fixed",), LevelPairs(*np.zeros((9, 0))),
+    )  # fmt: skip
+    said = [
+        "8 exposures, no pairs",
+        "Zero point of 8 exposures: fixed",
+        "Fixed: a, b, c, d, e, f and 1 more",
+        "h: level 7 +- 0 MJy/sr, subtracted",
+    ]
+    assert list(level_story.story(match, UNIT, "subtracted")) == [(False, line) for line in said]
+    assert list(level_story.story(match, UNIT, "")) == [(False, line) for line in said[:2]]
 
 
 def test_a_sky_match_with_a_lost_exposure_and_two_sets():

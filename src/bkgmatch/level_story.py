@@ -48,14 +48,8 @@ def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]
     for name, status in zip(match.names, match.status, strict=True):
         if status not in (MATCHED, FIXED):
             yield True, f"{name} could not be matched: {status}"
-        elif done and status == FIXED:
-            yield False, f"{name}: fixed"
     if done:
-        known = [i for i, status in enumerate(match.status) if status == MATCHED]
-        names, level, sigma = [match.names[i] for i in known], match.level[known], match.sigma[known]
-        lines = [f"{match.names[i]}: {_level(match, i, unit)}, {done}" for i in known]
-        title = f"{done.capitalize()} levels"
-        yield from ((False, line) for line in each_or_all(lines, names, level, sigma, unit, title=title))
+        yield from ((False, line) for line in _of_levels(match, unit, done))
 
 
 def _of_pairs(match: LevelMatch, unit: str) -> str:
@@ -67,7 +61,7 @@ def _of_pairs(match: LevelMatch, unit: str) -> str:
     return (
         f"{len(match.names)} exposures, {len(trust)} pairs ({passes}): {np.sum(trust >= 0.5)} used, "
         f"{np.sum((trust > 0) & (trust < 0.5))} down-weighted, {np.sum(trust == 0)} rejected. "
-        f"They agree to {rms:.3g} {unit} rms, {match.misfit:.2f} of their errors"
+        f"They agree to {rms:.3g}{unit and f' {unit}'} rms, {match.misfit:.2f} of their errors"
     )
 
 
@@ -94,6 +88,16 @@ def _of_doubts(match: LevelMatch) -> Iterator[tuple[bool, str]]:
         one, two = match.names[pairs.first[k]], match.names[pairs.second[k]]
         pull = abs(pairs.residual[k]) / pairs.sigma[k]
         yield True, f"{one} - {two} differs from what other pairs say by {pull:.0f} of its errors: down-weighted"
+
+
+def _of_levels(match: LevelMatch, unit: str, done: str) -> Iterator[str]:
+    fixed = [name for name, status in zip(match.names, match.status, strict=True) if status == FIXED]
+    if fixed:
+        yield f"Fixed: {_some(fixed)}"
+    known = [i for i, status in enumerate(match.status) if status == MATCHED]
+    names, level, sigma = [match.names[i] for i in known], match.level[known], match.sigma[known]
+    lines = [f"{match.names[i]}: {_level(match, i, unit)}, {done}" for i in known]
+    yield from each_or_all(lines, names, level, sigma, unit, title=f"{done.capitalize()} levels")
 
 
 def _level(match: LevelMatch, i: int, unit: str) -> str:

@@ -107,7 +107,7 @@ class Progress:
         self._what, self._n = what, n
         self._done = self._taken = 0
         self._started = self._reported = time.monotonic()
-        self._bar = _Bar(what, n) if what and _is_watched(sys.stderr) and log.isEnabledFor(logging.INFO) else None
+        self._bar = _bar(what, n)
 
     def __enter__(self) -> "Progress":
         return self
@@ -146,10 +146,12 @@ class _Bar(tqdm):
     _lock = threading.RLock()
 
     def __init__(self, what: str, n: int) -> None:
-        self._handlers = _watched_handlers()
+        self._handlers: list[logging.Handler] = []
         super().__init__(
             total=n, desc=what, file=sys.stderr, leave=False, delay=_BAR_SECONDS, miniters=1, dynamic_ncols=True
         )
+        if not self.disable:
+            self._handlers = _watched_handlers()
         for handler in self._handlers:
             handler.addFilter(self.make_way)
 
@@ -174,8 +176,18 @@ class _Bar(tqdm):
         super().close()
 
 
+def _bar(what: str, n: int) -> _Bar | None:
+    """Make a bar, if somebody watches and wants it: the environment may have TQDM_DISABLE."""
+    if not (what and _is_watched(sys.stderr) and log.isEnabledFor(logging.INFO)):
+        return None
+    bar = _Bar(what, n)
+    return None if bar.disable else bar
+
+
 def _is_watched(stream: Any) -> bool:
     """Whether a stream is a terminal, or the output of a notebook."""
+    if getattr(stream, "closed", False):
+        return False
     return type(stream).__module__.startswith("ipykernel") or (hasattr(stream, "isatty") and stream.isatty())
 
 

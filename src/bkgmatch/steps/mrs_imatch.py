@@ -144,7 +144,7 @@ class MRSIMatchStep(BackgroundStep):
 
     def _tell(self, known: IFUModels, matches: dict[Group, SpectralMatch]) -> None:
         for group, match in matches.items():
-            tell(log, story(match, f"channel {' '.join(group)}".rstrip(), known.unit, LISTED // len(matches)))
+            tell(log, story(match, f"channel {' '.join(group)}".rstrip(), known.unit, max(1, LISTED // len(matches))))
 
     def _save_tables(self, known: IFUModels, matches: dict[Group, SpectralMatch], options: MRSIMatchOptions) -> None:
         made_with = {name: getattr(self, name) for name in ("channel", "band", "subtract", "dqbits", "cells")}
