@@ -61,6 +61,7 @@ def test_fixed_exposures_share_a_line():
         "h: level 7 +- 0 MJy/sr, subtracted",
     ]
     assert list(level_story.story(match, UNIT, "subtracted")) == [(False, line) for line in said]
+    assert list(level_story.story(match, "", "subtracted"))[3] == (False, "h: level 7 +- 0, subtracted")
     assert list(level_story.story(match, UNIT, "")) == [(False, line) for line in said[:2]]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bkgmatch.levels import FIXED, MATCHED, LevelMatch
-from bkgmatch.stories import each_or_all
+from bkgmatch.stories import each_or_all, spaced
 
 __all__ = ["story"]
 
@@ -61,7 +61,7 @@ def _of_pairs(match: LevelMatch, unit: str) -> str:
     return (
         f"{len(match.names)} exposures, {len(trust)} pairs ({passes}): {np.sum(trust >= 0.5)} used, "
         f"{np.sum((trust > 0) & (trust < 0.5))} down-weighted, {np.sum(trust == 0)} rejected. "
-        f"They agree to {rms:.3g}{unit and f' {unit}'} rms, {match.misfit:.2f} of their errors"
+        f"They agree to {rms:.3g}{spaced(unit)} rms, {match.misfit:.2f} of their errors"
     )
 
 
@@ -101,7 +101,7 @@ def _of_levels(match: LevelMatch, unit: str, done: str) -> Iterator[str]:
 
 
 def _level(match: LevelMatch, i: int, unit: str) -> str:
-    level = f"level {match.level[i]:.6g} +- {match.sigma[i]:.2g} {unit}"
+    level = f"level {match.level[i]:.6g} +- {match.sigma[i]:.2g}{spaced(unit)}"
     if not match.slope.any():
         return level
     slopes = zip(match.slope[i], match.slope_sigma[i], strict=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bkgmatch.match import SkyMatch
-from bkgmatch.stories import each_or_all
+from bkgmatch.stories import each_or_all, spaced
 
 __all__ = ["story"]
 
@@ -34,7 +34,7 @@ def story(match: SkyMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]:
     yield False, f"Sky levels of {len(known)} of {len(match.names)} exposures {done}{_of_pairs(match, unit)}"
     names, level, sigma = [match.names[i] for i in known], match.level[known], match.sigma[known]
     lines = [
-        f"{name}: sky level {value:.6g} +- {error:.2g} {unit}"
+        f"{name}: sky level {value:.6g} +- {error:.2g}{spaced(unit)}"
         for name, value, error in zip(names, level, sigma, strict=True)
     ]
     yield from ((False, line) for line in each_or_all(lines, names, level, sigma, unit))
@@ -51,4 +51,4 @@ def _of_pairs(match: SkyMatch, unit: str) -> str:
     if len(match.residual) < 2:  # one pair always agrees
         return ""
     rms = np.sqrt(np.mean(match.residual**2))
-    return f"; residuals of {len(match.residual)} pairs: {rms:.2g}{unit and f' {unit}'} rms"
+    return f"; residuals of {len(match.residual)} pairs: {rms:.2g}{spaced(unit)} rms"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-__all__ = ["LISTED", "each_or_all", "tell"]
+__all__ = ["LISTED", "each_or_all", "spaced", "tell"]
 
 LISTED = 6
 """So many exposures have a line each."""
@@ -57,9 +57,14 @@ def each_or_all(
         return
     low, high = int(np.argmin(level)), int(np.argmax(level))
     yield (
-        f"{title} of {len(lines)} exposures: from {level[low]:.6g} ({names[low]}) to {level[high]:.6g} ({names[high]}) "
-        f"{unit}, errors {sigma.min():.2g} to {sigma.max():.2g}; all are in the headers and in save_table"
+        f"{title} of {len(lines)} exposures: from {level[low]:.6g} ({names[low]}) to {level[high]:.6g} ({names[high]})"
+        f"{spaced(unit)}, errors {sigma.min():.2g} to {sigma.max():.2g}; all are in the headers and in save_table"
     )
+
+
+def spaced(unit: str) -> str:
+    """Unit as it follows a number; nothing if it is not known."""
+    return unit and f" {unit}"
 
 
 def tell(log: logging.Logger, lines: Iterable[tuple[bool, str]]) -> None:
