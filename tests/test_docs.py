@@ -7,19 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "match",
-        "skystats",
-        "skymatch",
-        "spectra",
-        "polynomial_arrays",
-        "leave_one_out",
-        "image_backgrounds",
-        "execution",
-        "progress",
-        "stories",
-    ],
+    "name", ["match", "skystats", "skymatch", "spectra", "polynomial_arrays", "leave_one_out", "image_backgrounds"]
 )
 def test_examples(name):
     result = doctest.testmod(import_module(f"bkgmatch.{name}"))

@@ -1,12 +1,13 @@
 """What the log says of a match: about ten lines, however many exposures there are."""
 
+import doctest
 import re
 
 import numpy as np
 import pytest
 from builders import constant_files, tile_wcs
 
-from bkgmatch import LevelMatchStep, SkyMatchStep, level_story
+from bkgmatch import LevelMatchStep, SkyMatchStep, execution, level_story, progress, stories
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.neighbourhoods import LevelPairs
@@ -79,3 +80,9 @@ def test_a_sky_match_with_a_lost_exposure_and_two_sets():
         "Connected set 1 of 2, which overlaps no other: a, b",
         "Connected set 2 of 2, which overlaps no other: c, d",
     ]
+
+
+@pytest.mark.parametrize("module", [execution, progress, stories])
+def test_examples(module):
+    result = doctest.testmod(module)
+    assert (result.attempted > 0, result.failed) == (True, 0)

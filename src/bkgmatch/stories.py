@@ -63,7 +63,7 @@ def each_or_all(
 
 
 def spaced(unit: str) -> str:
-    """Unit as it follows a number; nothing if it is not known."""
+    """Write a unit as it follows a number; nothing if it is not known."""
     return unit and f" {unit}"
 
 
