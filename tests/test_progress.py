@@ -77,10 +77,13 @@ def test_a_bar_in_a_terminal_and_whole_lines_of_the_log(tmp_path):
     file = tmp_path / "log.txt"
     written = in_terminal(script("INFO", file))
     bars = [int(found.split("/")[0].split()[-1]) for found in BAR.findall(written)]
-    assert 5 < min(bars) < 20  # not at once
+    assert min(bars) > 2  # not at once
     assert max(bars) > 25
     items = [f"LOG item {i} of the list is in the log, whole" for i in range(7, 8 * LINES, 8)]
-    assert on_screen(written) == [*items, "LOG Waiting: 32 of 32 in 1 s", "LOG after the stage"]
+    *seen, told, last = on_screen(written)
+    assert seen == items
+    assert re.fullmatch(r"LOG Waiting: 32 of 32 in \d+ s", told)
+    assert last == "LOG after the stage"
     kept = file.read_text()
     assert kept.count(" s left") > 2
     assert "|" not in kept
@@ -122,11 +125,16 @@ def test_a_bar_of_strun(offline, assign_freely):
     asn = association(constant_files(offline / "given", [(tile_wcs((2, 2)), (1, 2, 3, 4))]))
     command = [sys.executable, "-c", STRUN, "bkgmatch.SkyMatchStep", str(asn), "--subtract=true"]
     written = in_terminal([*command, "--save_results=true"])
-    assert re.findall(r"Outlining exposures: +(\d+)%", written) == ["75", "100"]  # after two seconds
+    shown = re.findall(r"Outlining exposures: +(\d+)%", written)
+    assert shown[-1] == "100"
+    assert "25" not in shown  # not at once
     seen = on_screen(written)
     assert not [line for line in seen if "%|" in line]
-    assert sum(" - stpipe.bkgmatch.execution - INFO - Outlining exposures: 4 of 4 in 3 s" in line for line in seen) == 1
-    assert re.search(r"stpipe\.bkgmatch\.base - INFO - Time: checks \d+\.\d s, outlining exposures 3\.\d s, ", written)
+    told = re.compile(r"[\d-]+ [\d:,]+ - stpipe\.bkgmatch\.execution - INFO - Outlining exposures: 4 of 4 in \d+ s")
+    assert sum(bool(told.fullmatch(line)) for line in seen) == 1
+    assert re.search(
+        r"stpipe\.bkgmatch\.base - INFO - Time: checks \d+\.\d s, outlining exposures \d+\.\d s, ", written
+    )
 
 
 class Stream(io.StringIO):

@@ -24,8 +24,15 @@ def files(tmp_path_factory):
     return constant_files(tmp_path_factory.mktemp("given"), [(tile_wcs((1, 7)), 10.0 + np.arange(7))])
 
 
-@pytest.mark.parametrize("step", [SkyMatchStep, LevelMatchStep])
-@pytest.mark.parametrize("n", [4, 7])
+@pytest.mark.parametrize(
+    ("step", "n"),
+    [
+        (SkyMatchStep, 7),
+        (LevelMatchStep, 4),
+        pytest.param(SkyMatchStep, 4, marks=pytest.mark.slow),
+        pytest.param(LevelMatchStep, 7, marks=pytest.mark.slow),
+    ],
+)
 def test_the_log_of_a_small_run(files, tmp_path, offline, caplog, assign_freely, step, n):
     step.call([str(file) for file in files[:n]], subtract=True, save_results=True, output_dir=str(tmp_path))
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("stpipe.bkgmatch")]
