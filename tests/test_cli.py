@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import asdf
 import numpy as np
@@ -11,7 +12,7 @@ from builders import association, constant_files, digest, tile_wcs
 from stpipe.utilities import import_class
 
 from bkgmatch import SkyMatchStep, __version__
-from bkgmatch.cli import main
+from bkgmatch.cli import _parser, main
 from bkgmatch.demo import run_demo
 
 LEVELS = (10.0, 14.0, 11.5)
@@ -190,3 +191,47 @@ def test_a_parameter_file_is_written(tmp_path, capsys):
     assert main(["pars", "image_for_image_crab", "--out", str(tmp_path / "crab.asdf")]) == 0
     assert main(["pars", "image_for_image_crab"]) == 0
     assert (tmp_path / "crab.asdf").read_text() == capsys.readouterr().out
+
+
+COMMANDS = ["demo", "asn", "pars", "level", "apply", "undo", "skylist"]
+
+
+def help_of(*words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_each_command_has_an_example_that_it_understands(capsys):
+    overview = help_of(capsys=capsys)
+    assert all(f"\n    {command} " in overview for command in COMMANDS)
+    assert "exit codes: 0 success, 1 error" in overview
+    for command in COMMANDS:
+        text = help_of(command, capsys=capsys)
+        assert "exit codes: 0 success, 1 error" in text
+        example = text.partition("example:\n  bkgmatch ")[2].partition("\n")[0].split()
+        assert example[0] == command
+        assert _parser().parse_args(example).command == command
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["nothing"], ["apply", "levels.ecsv"], ["asn", "a_cal.fits"], ["undo", "--fast"]]
+)
+def test_wrong_usage_is_code_2(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: bkgmatch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("worst", [4.9, 5.1, CalledProcessError(1, "strun")])
+def test_a_demo_that_fails_is_code_1(worst, monkeypatch, capsys):
+    def run(folder):
+        if isinstance(worst, Exception):
+            raise worst
+        return worst
+
+    monkeypatch.setattr("bkgmatch.demo.run_demo", run)
+    assert main(["demo"]) == (0 if worst == 4.9 else 1)
+    assert bool(capsys.readouterr().err) == (worst != 4.9)

@@ -12,7 +12,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from bkgmatch import execution
+from bkgmatch import execution, progress
 from bkgmatch.detectors import Detector, detector_wcs
 from bkgmatch.execution import HERE, Work, threads
 from bkgmatch.exposures import Exposure, Pixels, SpectralExposure, SpectralPixels
@@ -163,7 +163,7 @@ def test_progress_is_told(monkeypatch, caplog):
     caplog.set_level("INFO", "stpipe")
     HERE.run(square, range(3), what="Quick")
     assert caplog.text == ""
-    monkeypatch.setattr(execution, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_REPORT_SECONDS", 0.0)
     HERE.run(square, range(3), what="Squares")
     HERE.run_here(square, range(3))
     told = [record.getMessage().partition(",")[0] for record in caplog.records]

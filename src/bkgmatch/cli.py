@@ -1,19 +1,23 @@
 """The ``bkgmatch`` command."""
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib import resources
 from importlib.metadata import version
 from math import isnan
 from pathlib import Path
-from typing import get_args
+from subprocess import CalledProcessError
+from typing import Any, get_args
 
 from bkgmatch.options import FitType, LevelMatchOptions
 
 __all__ = ["main"]
 
+_EXIT_CODES = "exit codes: 0 success, 1 error (the message is on stderr), 2 wrong usage"
+_MOST_PULL = 5.0
 _OF_TILES = (
     "passes",
     "fit_type_dithers",
@@ -40,28 +44,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, CalledProcessError) as error:
         print(f"bkgmatch {options.command}: {error}", file=sys.stderr)
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bkgmatch", description="Match the backgrounds of overlapping JWST exposures."
+        prog="bkgmatch",
+        description="Match the backgrounds of overlapping JWST exposures. strun runs the steps; here is the rest.",
+        epilog=f"{_EXIT_CODES}\nbkgmatch COMMAND --help has an example of each command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"bkgmatch {version('bkgmatch')}")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_asn, _add_pars, _add_level, _add_apply, _add_undo, _add_skylist):
+        add(commands)
+    return parser
 
-    demo = commands.add_parser("demo", help="simulate a small mosaic, match it, and compare with the truth")
+
+def _command(
+    commands: Any, run: Callable[[argparse.Namespace], int], what: str, example: str
+) -> argparse.ArgumentParser:
+    """Add the command that a function runs; it is named after the function."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        run.__name__.strip("_"),
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog=f"example:\n  bkgmatch {example}\n\n{_EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_demo(commands: Any) -> None:
+    demo = _command(
+        commands, _demo, "simulate a small mosaic, match it, and compare with the truth", "demo --out my_demo"
+    )
     demo.add_argument("--out", type=Path, default=Path("bkgmatch_demo"), help="folder to write [%(default)s]")
-    demo.set_defaults(run=_demo)
 
-    skylist = commands.add_parser("skylist", help="print a saved table of levels as jwst's skymethod='user' reads it")
-    skylist.add_argument("table", help="ECSV table from --save_table")
-    skylist.add_argument("--out", type=Path, help="file to write instead")
-    skylist.set_defaults(run=_skylist)
 
-    level = commands.add_parser("level", help="match levels or planes of FITS images with a celestial WCS")
+def _add_asn(commands: Any) -> None:
+    example = "asn *_cal.fits --product mosaic --out asn.json"
+    asn = _command(commands, _asn, "write a level-3 association of exposures", example)
+    asn.add_argument("files", nargs="+", type=Path, help="exposures of one mosaic or cube")
+    asn.add_argument("--product", required=True, help="name of the product")
+    asn.add_argument("--out", type=Path, help="file to write [PRODUCT_asn.json, beside the exposures]")
+
+
+def _add_pars(commands: Any) -> None:
+    example = "pars image_for_image_crab --out crab.asdf"
+    pars = _command(commands, _pars, "print a parameter file for strun that comes with bkgmatch", example)
+    pars.add_argument("name", nargs="?", help="name of the file; without it they are listed")
+    pars.add_argument("--out", type=Path, help="file to write instead, *.asdf")
+
+
+def _add_level(commands: Any) -> None:
+    example = "level tiles/*.fits --fit_type level+slope --out matched --save_table levels.ecsv"
+    level = _command(commands, _level, "match levels or planes of FITS images with a celestial WCS", example)
     level.add_argument("files", nargs="+", type=Path, help="images of any telescope that overlap")
     level.add_argument("--out", type=Path, default=Path("matched"), help="folder to write [%(default)s]")
     level.add_argument("--save_table", type=Path, help="ECSV table of levels; that of the pairs is *_pairs.ecsv")
@@ -69,29 +110,28 @@ def _parser() -> argparse.ArgumentParser:
     level.add_argument("--fixed", action="append", type=Path, default=[], help="image that stays as it is; repeatable")
     level.add_argument("--maximum_cores", type=int, default=1, help="number of threads [%(default)s]")
     _add_options(level, LevelMatchOptions())
-    level.set_defaults(run=_level)
 
-    pars = commands.add_parser("pars", help="print a parameter file for strun that comes with bkgmatch")
-    pars.add_argument("name", nargs="?", help="name of the file; without it they are listed")
-    pars.add_argument("--out", type=Path, help="file to write instead, *.asdf")
-    pars.set_defaults(run=_pars)
 
-    asn = commands.add_parser("asn", help="write a level-3 association of exposures")
-    asn.add_argument("files", nargs="+", type=Path, help="exposures of one mosaic or cube")
-    asn.add_argument("--product", required=True, help="name of the product")
-    asn.add_argument("--out", type=Path, help="file to write [PRODUCT_asn.json, beside the exposures]")
-    asn.set_defaults(run=_asn)
+def _add_apply(commands: Any) -> None:
+    example = "apply levels.ecsv *_cal.fits --out matched"
+    apply = _command(commands, _apply, "subtract the levels or planes of a saved table", example)
+    apply.add_argument("table", type=Path, help="ECSV table of SkyMatchStep, LevelMatchStep or 'bkgmatch level'")
+    apply.add_argument("files", nargs="+", type=Path, help="exposures; they are not changed")
+    apply.add_argument("--out", type=Path, default=Path("applied"), help="folder to write [%(default)s]")
 
-    undo = commands.add_parser("undo", help="add subtracted backgrounds back")
-    undo.add_argument(
-        "files",
-        nargs="+",
-        type=Path,
-        help="exposures (*_skymatch.fits, *_levelmatch.fits, *_mrsimatch.fits, *_i4i.fits)",
-    )
+
+def _add_undo(commands: Any) -> None:
+    undo = _command(commands, _undo, "add subtracted backgrounds back", "undo matched/*_levelmatch.fits --out undone")
+    matched = "exposures (*_skymatch.fits, *_levelmatch.fits, *_mrsimatch.fits, *_i4i.fits); they are not changed"
+    undo.add_argument("files", nargs="+", type=Path, help=matched)
     undo.add_argument("--out", type=Path, default=Path("undone"), help="folder to write [%(default)s]")
-    undo.set_defaults(run=_undo)
-    return parser
+
+
+def _add_skylist(commands: Any) -> None:
+    what = "print a saved table of levels as jwst's skymethod='user' reads it"
+    skylist = _command(commands, _skylist, what, "skylist levels.ecsv --out sky.txt")
+    skylist.add_argument("table", help="ECSV table of SkyMatchStep")
+    skylist.add_argument("--out", type=Path, help="file to write instead")
 
 
 def _add_options(parser: argparse.ArgumentParser, defaults: LevelMatchOptions) -> None:
@@ -115,6 +155,7 @@ def _level(options: argparse.Namespace) -> int:
     from bkgmatch.level_story import story
 
     given = {name: getattr(options, name) for name in LevelMatchOptions.__dataclass_fields__ if name not in _OF_TILES}
+    logging.getLogger("stpipe.bkgmatch").setLevel(logging.INFO)  # for progress bars
     settings = LevelMatchOptions(**given, passes="joint", fit_type_dithers=options.fit_type)
     with threads(options.maximum_cores) as work:
         match = match_files(
@@ -135,7 +176,10 @@ def _level(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from bkgmatch.demo import run_demo
 
-    return 0 if run_demo(options.out) < 5 else 1
+    worst = run_demo(options.out)
+    if worst >= _MOST_PULL:
+        raise ValueError(f"a recovered level is {worst:.1f} of its errors from the truth")
+    return 0
 
 
 def _skylist(options: argparse.Namespace) -> int:
@@ -185,6 +229,15 @@ def _asn(options: argparse.Namespace) -> int:
     _check_new(path, ".json")
     write_association(associate(options.files, options.product, path.parent), path)
     print(path)
+    return 0
+
+
+def _apply(options: argparse.Namespace) -> int:
+    from bkgmatch.saved import read_saved
+    from bkgmatch.steps.applied import apply_files
+
+    for path in apply_files(read_saved(options.table), options.files, options.out):
+        print(path)
     return 0
 
 

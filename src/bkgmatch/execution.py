@@ -1,11 +1,9 @@
 """Run a function over items: here, in threads, or on a cluster. The one place that knows of parallel work."""
 
-import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +11,12 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from bkgmatch.journal import Journal
+from bkgmatch.progress import Progress, stage
 from bkgmatch.stored import Shelf, Stack, new_stack
 
 __all__ = ["HERE", "Work", "threads"]
 
-log = logging.getLogger("stpipe.bkgmatch.execution")
-
 _WINDOW = 1024  # tasks under way: their arguments are in the memory of the scheduler
-_REPORT_SECONDS = 15.0
-_TOLD_SECONDS = 3.0  # stages that take less are not worth a line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -191,17 +186,12 @@ class _Run:
         self._what, self._name = what, name
         self._results: list = [None] * len(items)
         self._keys = [journal.key(function, item) if journal else None for item in items]
-        self._done, self._taken = 0, 0
-        self._started = self._reported = time.monotonic()
 
     def results(self) -> list:
         """Results of all items."""
-        try:
+        named = stage(self._what.partition(" (")[0].lower()) if self._what else nullcontext()
+        with named, Progress(self._what, len(self._items)) as self._progress:
             return self._results_of_all()
-        finally:
-            seconds = time.monotonic() - self._started
-            if self._what and seconds > _TOLD_SECONDS:
-                log.info("%s: %d of %d in %.0f s", self._what, self._done, len(self._items), seconds)
 
     def _results_of_all(self) -> list:
         todo = [i for i in range(len(self._items)) if not self._is_known(i)]
@@ -219,8 +209,7 @@ class _Run:
         if found is None:
             return False
         self._results[i] = found
-        self._done += 1
-        self._taken += 1
+        self._progress.take()
         return True
 
     def _keep(self, i: int, result: Any) -> None:
@@ -228,12 +217,7 @@ class _Run:
         key = self._keys[i]
         if self._journal and key:
             self._journal.put(key, result)
-        self._done += 1
-        now = time.monotonic()
-        if self._what and now - self._reported > _REPORT_SECONDS:
-            self._reported = now
-            left = (now - self._started) * (len(self._items) - self._done) / (self._done - self._taken)
-            log.info("%s: %d of %d, about %.0f s left", self._what, self._done, len(self._items), left)
+        self._progress.advance()
 
     def _spread(self, executor: Executor, todo: Sequence[int]) -> None:
         waiting, running, ready = deque(todo), dict[Future, int](), SimpleQueue[Future]()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bkgmatch.detection import deviation
+from bkgmatch.display import Displayed, Rows
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import Exposure, check_names
 from bkgmatch.image_stack import Background, ImageStack
@@ -22,8 +23,8 @@ _MOST_MASKED = 0.98  # of the good pixels: what is left does not tell the level
 NO_DONORS = "no other exposure has good pixels where it has them"
 
 
-@dataclass(frozen=True)
-class ImageBackgrounds:
+@dataclass(frozen=True, repr=False)
+class ImageBackgrounds(Displayed):
     """
     Backgrounds of exposures.
 
@@ -72,6 +73,9 @@ class ImageBackgrounds:
         """Pixels of one exposure that are on sources, shape (ny, nx)."""
         stack, k = self._stacks[i]
         return stack.sources[k]
+
+    def _rows(self) -> Rows:
+        return Rows(self.names, self.level, self.rms, self.status, error="rms")
 
     def __str__(self) -> str:
         rows = zip(self.names, self.level, self.rms, self.donors, self.status, strict=True)

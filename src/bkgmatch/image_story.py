@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bkgmatch.image_backgrounds import MADE, ImageBackgrounds
+from bkgmatch.stories import each_or_all
 
 __all__ = ["story"]
 
@@ -35,19 +36,24 @@ def story(backgrounds: ImageBackgrounds, unit: str, done: str) -> Iterator[tuple
     made = np.array([status == MADE for status in backgrounds.status])
     kinds = Counter(frozenset((name, *m)) for name, m in zip(backgrounds.names, backgrounds.members, strict=True) if m)
     sets = f"{len(kinds)} set{'s' * (len(kinds) != 1)}"
-    yield not made.all(), f"{made.sum()} of {len(made)} exposures have a background, from {sets} of exposures"
+    line = f"{made.sum()} of {len(made)} exposures have a background, from {sets} of exposures: {done}"
+    yield not made.all(), line
+    known = np.flatnonzero(made).tolist()
+    names, lines = [backgrounds.names[i] for i in known], [_numbers(backgrounds, i, unit) for i in known]
+    level, rms = backgrounds.level[known], backgrounds.rms[known]
+    yield from ((False, line) for line in each_or_all(lines, names, level, rms, unit))
     for i, (name, status) in enumerate(zip(backgrounds.names, backgrounds.status, strict=True)):
         if status != MADE:
             yield True, f"{name} has no background: {status}"
-            continue
-        yield False, f"{name}: {_numbers(backgrounds, i, unit)}, background {done}"
-        yield from ((True, f"{name}: {doubt}") for doubt in _doubts(backgrounds, i))
+        else:
+            yield from ((True, f"{name}: {doubt}") for doubt in _doubts(backgrounds, i))
 
 
 def _numbers(found: ImageBackgrounds, i: int, unit: str) -> str:
     return (
-        f"level {found.level[i]:.5g} {unit}, {len(found.members[i])} members, {found.donors[i]:.0f} in a typical "
-        f"pixel, {100 * found.masked[i]:.1f} % on sources, rms {found.rms[i]:.3g} {unit}"
+        f"{found.names[i]}: level {found.level[i]:.5g} {unit}, {len(found.members[i])} members, "
+        f"{found.donors[i]:.0f} in a typical pixel, {100 * found.masked[i]:.1f} % on sources, "
+        f"rms {found.rms[i]:.3g} {unit}"
     )
 
 

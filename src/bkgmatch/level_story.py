@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bkgmatch.levels import FIXED, MATCHED, LevelMatch
+from bkgmatch.stories import each_or_all, spaced
 
 __all__ = ["story"]
 
@@ -33,7 +34,7 @@ def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]
     line : str
         Line.
     """
-    yield False, _of_pairs(match)
+    yield False, _of_pairs(match, unit)
     if match.misfit > _POOR:
         yield (
             True,
@@ -44,16 +45,14 @@ def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]
         )
     yield from _of_components(match)
     yield from _of_doubts(match)
-    for i, (name, status) in enumerate(zip(match.names, match.status, strict=True)):
+    for name, status in zip(match.names, match.status, strict=True):
         if status not in (MATCHED, FIXED):
             yield True, f"{name} could not be matched: {status}"
-        elif done and status == FIXED:
-            yield False, f"{name}: fixed"
-        elif done:
-            yield False, f"{name}: {_level(match, i)} {unit} {done}"
+    if done:
+        yield from ((False, line) for line in _of_levels(match, unit, done))
 
 
-def _of_pairs(match: LevelMatch) -> str:
+def _of_pairs(match: LevelMatch, unit: str) -> str:
     trust = match.pairs.trust
     passes = ", ".join(f"{count} of {name}" for name, count in Counter(match.pairs.step.tolist()).items())
     rms = float(np.sqrt(np.mean(match.pairs.residual[trust > 0] ** 2))) if (trust > 0).any() else np.nan
@@ -62,7 +61,7 @@ def _of_pairs(match: LevelMatch) -> str:
     return (
         f"{len(match.names)} exposures, {len(trust)} pairs ({passes}): {np.sum(trust >= 0.5)} used, "
         f"{np.sum((trust > 0) & (trust < 0.5))} down-weighted, {np.sum(trust == 0)} rejected. "
-        f"They agree to {rms:.3g} rms, {match.misfit:.2f} of their errors"
+        f"They agree to {rms:.3g}{spaced(unit)} rms, {match.misfit:.2f} of their errors"
     )
 
 
@@ -91,12 +90,22 @@ def _of_doubts(match: LevelMatch) -> Iterator[tuple[bool, str]]:
         yield True, f"{one} - {two} differs from what other pairs say by {pull:.0f} of its errors: down-weighted"
 
 
-def _level(match: LevelMatch, i: int) -> str:
-    level = f"level {match.level[i]:.6g} +- {match.sigma[i]:.2g}"
+def _of_levels(match: LevelMatch, unit: str, done: str) -> Iterator[str]:
+    fixed = [name for name, status in zip(match.names, match.status, strict=True) if status == FIXED]
+    if fixed:
+        yield f"Fixed: {_some(fixed)}"
+    known = [i for i, status in enumerate(match.status) if status == MATCHED]
+    names, level, sigma = [match.names[i] for i in known], match.level[known], match.sigma[known]
+    lines = [f"{match.names[i]}: {_level(match, i, unit)}, {done}" for i in known]
+    yield from each_or_all(lines, names, level, sigma, unit, title=f"{done.capitalize()} levels")
+
+
+def _level(match: LevelMatch, i: int, unit: str) -> str:
+    level = f"level {match.level[i]:.6g} +- {match.sigma[i]:.2g}{spaced(unit)}"
     if not match.slope.any():
         return level
     slopes = zip(match.slope[i], match.slope_sigma[i], strict=True)
-    return f"{level}, slope " + ", ".join(f"{slope:.3g} +- {sigma:.1g}" for slope, sigma in slopes) + " per arcsec,"
+    return f"{level}, slope " + ", ".join(f"{slope:.3g} +- {sigma:.1g}" for slope, sigma in slopes) + " per arcsec"
 
 
 def _some(names: list[str]) -> str:

@@ -7,6 +7,7 @@ from operator import attrgetter
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from bkgmatch.display import Displayed, Rows
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import LYOT, Exposure, check_names, handy_factor
 from bkgmatch.footprints import Footprint, position
@@ -32,8 +33,8 @@ NO_OVERLAP, NO_PIXELS, BACKGROUND = "no overlap", "no good pixels", "background"
 _ARCSEC = np.pi / 648000
 
 
-@dataclass(frozen=True)
-class LevelMatch:
+@dataclass(frozen=True, repr=False)
+class LevelMatch(Displayed):
     """
     Backgrounds of exposures: constants or planes on the sky.
 
@@ -95,6 +96,9 @@ class LevelMatch:
         east, north = self.slope[i].tolist()
         ra, dec = self.centre[i].tolist()
         return Plane(float(self.level[i]), (east, north), (ra, dec))
+
+    def _rows(self) -> Rows:
+        return Rows(self.names, self.level, self.sigma, self.status)
 
     def __str__(self) -> str:
         rows = zip(self.names, self.component, self.level, self.sigma, self.status, strict=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from bkgmatch.display import Displayed, Rows
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import Exposure, check_names, group_numbers
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
@@ -28,8 +29,8 @@ log = logging.getLogger("stpipe.bkgmatch")
 MATCHED, MEASURED, NO_OVERLAP, NO_PIXELS = "matched", "measured", "no overlap", "no good pixels"
 
 
-@dataclass(frozen=True)
-class SkyMatch:
+@dataclass(frozen=True, repr=False)
+class SkyMatch(Displayed):
     """
     Sky levels of exposures.
 
@@ -66,6 +67,9 @@ class SkyMatch:
     status: tuple[str, ...]
     pairs: Offsets
     residual: np.ndarray
+
+    def _rows(self) -> Rows:
+        return Rows(self.names, self.level, self.sigma, self.status)
 
     def __str__(self) -> str:
         rows = zip(self.names, self.component, self.level, self.sigma, self.status, strict=True)

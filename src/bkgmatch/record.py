@@ -13,6 +13,7 @@ from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
+from bkgmatch.saved import read_saved
 from bkgmatch.spectra import SpectralMatch
 
 __all__ = [
@@ -356,20 +357,7 @@ def read_levels(path: str | Path) -> tuple[dict[str, tuple[float, float]], str]:
     ValueError
         If it is not such a table.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"the table {path} does not exist")
-    try:
-        table = Table.read(path, format="ascii.ecsv")
-        if "first" in table.colnames:
-            raise ValueError("it is a table of pairs; give that of the exposures, without _pairs")
-        if "slope_east" in table.colnames:
-            raise ValueError("it is a table of LevelMatchStep; only those of SkyMatchStep can be applied again")
-        if "n_members" in table.colnames:
-            raise ValueError("it is a table of ImageForImageStep; only those of SkyMatchStep can be applied again")
-        if "coefficients" in table.colnames:
-            raise ValueError("it is a table of MRSIMatchStep; only those of SkyMatchStep can be applied again")
-        skymethod = str(table.meta["options"]["skymethod"])
-        rows = [(str(row["name"]), float(row["level"]), float(row["sigma"])) for row in table]
-    except Exception as error:  # the reader raises many kinds
-        raise ValueError(f"{path} is not a table of levels saved by bkgmatch: {error}") from error
-    return {name: (level, sigma) for name, level, sigma in rows}, skymethod
+    saved = read_saved(path)
+    if not saved.skymethod:
+        raise ValueError(f"{path} is a table of LevelMatchStep: it is for 'bkgmatch apply'; give one of SkyMatchStep")
+    return {name: (row.plane.level, row.sigma) for name, row in saved.rows.items()}, saved.skymethod

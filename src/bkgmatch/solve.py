@@ -7,6 +7,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import LinearOperator, SuperLU, cg, splu
 
+from bkgmatch.display import Displayed, Rows
 from bkgmatch.pairs import Offsets, PairEquations, offset_equations
 from bkgmatch.selected_inverse import inverse_blocks
 from bkgmatch.stages import Stage, covariance_of_sums
@@ -30,8 +31,8 @@ _ROBUST_LIMIT = 3.0
 _LEAST_ABSOLUTE_ITERATIONS, _ROBUST_ITERATIONS = 15, 30
 
 
-@dataclass(frozen=True)
-class Solution:
+@dataclass(frozen=True, repr=False)
+class Solution(Displayed):
     """
     Solution of the pair equations, with mean zero over each component.
 
@@ -48,6 +49,11 @@ class Solution:
     coefficients: np.ndarray
     covariance: np.ndarray
     component: np.ndarray
+
+    def _rows(self) -> Rows:
+        names = [str(i) for i in range(len(self.component))]
+        status = ["in no equation" if c < 0 else f"in component {c}" for c in self.component]
+        return Rows(names, self.coefficients[:, 0], np.sqrt(self.covariance[:, 0, 0]), status, noun="unknown")
 
 
 def solve(n: int, equations: PairEquations, *, scatter: sparse.sparray | None = None) -> Solution:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
 from threadpoolctl import threadpool_limits
 
+from bkgmatch.display import Displayed, Rows, new_axes
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import SpectralExposure, check_names
 from bkgmatch.footprints import unit_vectors
@@ -54,8 +56,8 @@ class Polynomial:
         return values.reshape(world.shape[1:])
 
 
-@dataclass(frozen=True)
-class SpectralMatch:
+@dataclass(frozen=True, repr=False)
+class SpectralMatch(Displayed):
     """
     Polynomial backgrounds of spectral exposures.
 
@@ -103,9 +105,38 @@ class SpectralMatch:
     bounded: np.ndarray
     pairs: PairResiduals
 
+    def plot(self, ax: Any = None, *, wavelength: np.ndarray | None = None) -> Any:
+        """
+        Draw the levels against the exposures, or the polynomials at their reference points against wavelength.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; by default in a new figure.
+        wavelength : ndarray, optional
+            Wavelengths in micrometres.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Where it was drawn.
+        """
+        if wavelength is None:
+            return super().plot(ax)
+        ax = new_axes() if ax is None else ax
+        for i in np.flatnonzero(self.component >= 0).tolist():
+            ra, dec, _ = self.refpoint[i]
+            ax.plot(wavelength, self.polynomial(i)(ra, dec, wavelength), label=self.names[i])
+        ax.set(xlabel="wavelength (micrometres)", ylabel="background")
+        ax.legend(fontsize="x-small")
+        return ax
+
     def polynomial(self, i: int) -> Polynomial:
         """Background of one exposure."""
         return Polynomial(self.degree, tuple(self.refpoint[i].tolist()), self.coefficients[i])
+
+    def _rows(self) -> Rows:
+        return Rows(self.names, self.level, self.sigma, self.status)
 
     def __str__(self) -> str:
         rows = zip(self.names, self.component, self.level, self.sigma, self.status, strict=True)

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bkgmatch.spectra import MATCHED, SpectralMatch
+from bkgmatch.stories import LISTED, each_or_all
 
 __all__ = ["story"]
 
 _NAMED = 4
 
 
-def story(match: SpectralMatch, title: str, unit: str) -> Iterator[tuple[bool, str]]:
+def story(match: SpectralMatch, title: str, unit: str, few: int = LISTED) -> Iterator[tuple[bool, str]]:
     """
     Tell of a match: in general, then each exposure.
 
@@ -23,6 +24,8 @@ def story(match: SpectralMatch, title: str, unit: str) -> Iterator[tuple[bool, s
         What was matched, such as ``channel 1 SHORT``.
     unit : str
         Unit of the data.
+    few : int
+        Number of exposures that have a line each; of more the range is told.
 
     Yields
     ------
@@ -36,11 +39,9 @@ def story(match: SpectralMatch, title: str, unit: str) -> Iterator[tuple[bool, s
     yield False, f"{title}: {sum(matched)} of {len(matched)} exposures matched{_of_pairs(match, unit)}"
     if sets > 1:
         yield True, f"{title}: the exposures fall into {sets} sets without overlap: each has a zero point of its own"
+    yield from ((False, f"{title}: {line}") for line in _levels(match, np.flatnonzero(matched).tolist(), unit, few))
     for i, (name, status) in enumerate(zip(match.names, match.status, strict=True)):
-        if status == MATCHED:
-            level = _with_error(match.level[i], match.sigma[i])
-            yield False, f"{title}: {name}: {level} {unit} from the mean of the set, on average"
-        else:
+        if status != MATCHED:
             reason = f"{status}, it is the only exposure" if len(match.names) == 1 else status
             yield True, f"{title}: {name} is left as it is: {reason}"
         if match.loose[i]:
@@ -50,6 +51,15 @@ def story(match: SpectralMatch, title: str, unit: str) -> Iterator[tuple[bool, s
             )
         if match.bounded[i]:
             yield True, f"{title}: {name}: its polynomial was flattened, to keep it within bounds outside the overlaps"
+
+
+def _levels(match: SpectralMatch, known: list[int], unit: str, few: int) -> Iterator[str]:
+    names, level, sigma = [match.names[i] for i in known], match.level[known], match.sigma[known]
+    lines = [
+        f"{name}: {_with_error(value, error)} {unit} from the mean of the set, on average"
+        for name, value, error in zip(names, level, sigma, strict=True)
+    ]
+    yield from each_or_all(lines, names, level, sigma, unit, title="Mean polynomials", few=few)
 
 
 def _of_pairs(match: SpectralMatch, unit: str) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "background_model",
     "check_state",
     "find_background",
+    "is_background_subtracted",
     "kind_of",
     "level2_association",
     "masked_model",
@@ -156,6 +157,11 @@ def subtract_background(model: JwstDataModel, background: ImageModel, file: str,
     model.add_history_entry(f"bkgmatch {version('bkgmatch')} subtracted the background {file}")
 
 
+def is_background_subtracted(model: JwstDataModel) -> bool:
+    """Whether a background image has been subtracted from an exposure."""
+    return bool(card(model, _SUBTRACTED))
+
+
 def find_background(model: JwstDataModel, folder: Path) -> Path | None:
     """
     Find the background that has been subtracted from an exposure.
@@ -177,7 +183,7 @@ def find_background(model: JwstDataModel, folder: Path) -> Path | None:
     ValueError
         If the file is not there.
     """
-    if not card(model, _SUBTRACTED):
+    if not is_background_subtracted(model):
         return None
     file = str(card(model, _FILE) or "")
     if not (file and (folder / file).is_file()):

@@ -11,6 +11,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.associations import HEAD, association, write_association
 from bkgmatch.journal import Journal
+from bkgmatch.progress import Times, stage
 from bkgmatch.steps.crds import OptionalCrds
 from bkgmatch.steps.library import without_suffix
 from bkgmatch.steps.streamed import quick_collection
@@ -39,7 +40,8 @@ class BackgroundStep(OptionalCrds, Step):
         """Run the step. Temporary files are removed however it ends; what was measured is kept if it fails."""
         self.journals: list[Journal] = []
         try:
-            with ended_by_signals(), nullcontext() if self.in_memory else quick_collection():
+            collection = nullcontext() if self.in_memory else quick_collection()
+            with ended_by_signals(), collection, Times("checks").running() as times:
                 result = super().run(*args)
         except BaseException:
             for journal in self.journals:
@@ -47,6 +49,8 @@ class BackgroundStep(OptionalCrds, Step):
             raise
         for journal in self.journals:
             journal.close()
+        if not self.skip:
+            log.info("Time: %s", times)
         return result
 
     def remove_suffix(self, name: str) -> tuple[str, str | None]:
@@ -55,9 +59,10 @@ class BackgroundStep(OptionalCrds, Step):
 
     def save_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Save models as jwst's steps do, and with a set of them an association that the next command takes."""
-        saved = super().save_model(model, *args, **kwargs)
-        if saved and isinstance(model, ModelLibrary | ModelContainer):
-            self._associate(model, [Path(file) for file in saved])
+        with stage("saving"):
+            saved = super().save_model(model, *args, **kwargs)
+            if saved and isinstance(model, ModelLibrary | ModelContainer):
+                self._associate(model, [Path(file) for file in saved])
         return saved
 
     def _associate(self, models: ModelLibrary | ModelContainer, files: list[Path]) -> None:

@@ -15,6 +15,7 @@ from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.masks import read_regions
 from bkgmatch.mosaics import read_mosaic, read_source_mask
 from bkgmatch.options import ImageForImageOptions
+from bkgmatch.progress import stage
 from bkgmatch.record import image_table
 from bkgmatch.steps.background_files import (
     Kind,
@@ -31,6 +32,7 @@ from bkgmatch.steps.inputs import exposure_files, open_inputs
 from bkgmatch.steps.library import LibraryExposures, stem
 from bkgmatch.steps.siblings import Siblings
 from bkgmatch.steps.working import work_of
+from bkgmatch.stories import tell
 
 __all__ = ["ImageForImageStep"]
 
@@ -120,15 +122,16 @@ class ImageForImageStep(BackgroundStep):
         library, files = open_inputs(self, inputs, _EXPOSURES)
         with library, work_of(self, len(library), from_files=bool(files)) as work:
             known = self._known(library, files, work)
-            found = make_backgrounds(known.exposures(), options, kinds=known.seen, guide=guide, work=work)
+            with stage("source masks"):
+                found = make_backgrounds(known.exposures(), options, kinds=known.seen, guide=guide, work=work)
             self._save_table(found, options, known.unit)
-            for i in range(len(known.names)):
-                known.update(i, partial(self._apply, found=found, i=i, files=files))
+            with stage("subtraction"):
+                for i in range(len(known.names)):
+                    known.update(i, partial(self._apply, found=found, i=i, files=files))
             if self.save_mask:
                 self._save_masks(found, library.asn["products"][0].get("name") or "exposures")
             done = "subtracted" if self.subtract else "made, not subtracted"
-            for is_warning, line in story(found, known.unit, done):
-                log.log(logging.WARNING if is_warning else logging.INFO, line)
+            tell(log, story(found, known.unit, done))
             return library
 
     def _guide(self) -> SourceGuide:

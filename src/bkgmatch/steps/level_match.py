@@ -15,6 +15,7 @@ from bkgmatch.level_story import story
 from bkgmatch.levels import LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.plots import PairPlots
+from bkgmatch.progress import stage
 from bkgmatch.record import level_pair_table, level_table, save_tables
 from bkgmatch.reference import REFERENCE_POLICIES
 from bkgmatch.steps.base import BackgroundStep
@@ -23,6 +24,7 @@ from bkgmatch.steps.library import LibraryExposures, full_name
 from bkgmatch.steps.parts import Part, find_parts, largest_pull, plane_records, recombined, split_halves
 from bkgmatch.steps.plane_record import read_record, skip_planes
 from bkgmatch.steps.working import work_of
+from bkgmatch.stories import tell
 
 __all__ = ["LevelMatchStep"]
 
@@ -106,14 +108,15 @@ class LevelMatchStep(BackgroundStep):
             exposures = self._with_fixed(known, parts, work)
             options = self._options([e.name for e in exposures])
             watch = PairPlots(Path(self.save_plots), known.unit).draw if self.save_plots else None
-            match = match_levels(exposures, options, work=work, watch=watch)
+            with stage("solution"):
+                match = match_levels(exposures, options, work=work, watch=watch)
             if self.save_table:
                 made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}
                 table = level_table(match, options, unit=known.unit, **made_with)
                 save_tables(self.save_table, table, level_pair_table(match, unit=known.unit))
-            done = self._apply(known, parts, match)
-            for is_warning, line in story(match, known.unit, done):
-                log.log(logging.WARNING if is_warning else logging.INFO, line)
+            with stage("subtraction"):
+                done = self._apply(known, parts, match)
+            tell(log, story(match, known.unit, done))
             if done == "recorded":
                 log.warning(
                     "Nothing is subtracted (subtract=False): the levels are recorded, which outlier_detection and "

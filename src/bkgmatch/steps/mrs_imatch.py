@@ -12,6 +12,7 @@ from jwst.stpipe import Pipeline
 
 from bkgmatch.execution import Work
 from bkgmatch.options import MRSIMatchOptions
+from bkgmatch.progress import stage
 from bkgmatch.record import save_tables, spectral_pair_table, spectral_table
 from bkgmatch.spectra import MATCHED, Polynomial, SpectralMatch, match_spectra, match_voxels
 from bkgmatch.spectral_story import story
@@ -21,6 +22,7 @@ from bkgmatch.steps.ifu_models import IFUModels, open_models
 from bkgmatch.steps.inputs import plain_names
 from bkgmatch.steps.polynomial_record import apply_background_2d, check_background, record_polynomials
 from bkgmatch.steps.working import work_of
+from bkgmatch.stories import LISTED, tell
 
 __all__ = ["MRSIMatchStep", "apply_background_2d"]
 
@@ -102,11 +104,13 @@ class MRSIMatchStep(BackgroundStep):
             check = partial(check_background, subtract=self.subtract)
             known = IFUModels(models, dqbits=self.dqbits, check=check, work=work, files=files)
             groups = self._chosen(known.groups())
-            matches = {group: self._match(known, group, members, options, work) for group, members in groups.items()}
+            with stage("solution"):
+                matches = {g: self._match(known, g, members, options, work) for g, members in groups.items()}
             self._tell(known, matches)
             if self.save_table:
                 self._save_tables(known, matches, options)
-            self._record(known, groups, matches)
+            with stage("subtraction"):
+                self._record(known, groups, matches)
         return models[0] if is_single else models
 
     def _options(self) -> MRSIMatchOptions:
@@ -140,8 +144,7 @@ class MRSIMatchStep(BackgroundStep):
 
     def _tell(self, known: IFUModels, matches: dict[Group, SpectralMatch]) -> None:
         for group, match in matches.items():
-            for is_warning, line in story(match, f"channel {' '.join(group)}".rstrip(), known.unit):
-                log.log(logging.WARNING if is_warning else logging.INFO, line)
+            tell(log, story(match, f"channel {' '.join(group)}".rstrip(), known.unit, max(1, LISTED // len(matches))))
 
     def _save_tables(self, known: IFUModels, matches: dict[Group, SpectralMatch], options: MRSIMatchOptions) -> None:
         made_with = {name: getattr(self, name) for name in ("channel", "band", "subtract", "dqbits", "cells")}

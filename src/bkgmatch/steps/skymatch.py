@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 from jwst.datamodels import ModelLibrary
 
-from bkgmatch.match import NO_PIXELS, SkyMatch, match_skies
+from bkgmatch.match import NO_PIXELS, match_skies
 from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
+from bkgmatch.progress import stage
 from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
+from bkgmatch.sky_story import story
 from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.inputs import exposure_files, open_inputs, plain_names
 from bkgmatch.steps.library import LibraryExposures, full_name, stem
 from bkgmatch.steps.models import LevelRecord, skip
 from bkgmatch.steps.working import work_of
+from bkgmatch.stories import tell
 
 __all__ = ["SkyMatchStep"]
 
@@ -130,13 +133,15 @@ class SkyMatchStep(BackgroundStep):
                 regions=self.regions,
             )
             options = self._options(inputs.names)
-            found = match_skies(inputs.exposures(), options, work=work)
+            with stage("solution"):
+                found = match_skies(inputs.exposures(), options, work=work)
         if self.regions and set(found.status) == {NO_PIXELS}:
             raise ValueError(f"regions={self.regions} leave no good pixel in any exposure; check where they are")
         match = replace(found, level=found.level + inputs.previous)
-        for index, (level, sigma) in enumerate(zip(match.level.tolist(), match.sigma.tolist(), strict=True)):
-            self._record(inputs, index, self.skymethod, level, sigma)
-        _tell(match, inputs.unit, "subtracted" if self.subtract else "recorded")
+        with stage("subtraction"):
+            for index, (level, sigma) in enumerate(zip(match.level.tolist(), match.sigma.tolist(), strict=True)):
+                self._record(inputs, index, self.skymethod, level, sigma)
+        tell(log, story(match, inputs.unit, "subtracted" if self.subtract else "recorded"))
         if self.save_table:
             made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "masks", "regions")}
             exposures = exposure_table(match, options, unit=inputs.unit, **made_with)
@@ -201,18 +206,3 @@ def _read_skylist(path: str) -> dict[str, tuple[float, float]]:
     if not levels:
         raise ValueError(f"the skylist {path} is empty")
     return levels
-
-
-def _tell(match: SkyMatch, unit: str, done: str) -> None:
-    """Log the levels, the components, and what could not be matched."""
-    for name, level, sigma, status in zip(match.names, match.level, match.sigma, match.status, strict=True):
-        if np.isfinite(level):
-            log.info("%s: sky level %.6g +- %.2g %s %s", name, level, sigma, unit, done)
-        else:
-            log.warning("%s could not be matched: %s", name, status)
-    n_components = match.component.max(initial=-1) + 1
-    for component in range(n_components if n_components > 1 else 0):
-        members = [name for name, c in zip(match.names, match.component, strict=True) if c == component]
-        log.warning(
-            "Connected set %d of %d, which overlaps no other: %s", component + 1, n_components, ", ".join(members)
-        )

@@ -1,0 +1,95 @@
+"""What the log says of a match: about ten lines, however many exposures there are."""
+
+import doctest
+import re
+
+import numpy as np
+import pytest
+from builders import constant_files, tile_wcs
+
+from bkgmatch import LevelMatchStep, SkyMatchStep, execution, level_story, progress, stories
+from bkgmatch.levels import LevelMatch
+from bkgmatch.match import SkyMatch
+from bkgmatch.neighbourhoods import LevelPairs
+from bkgmatch.pairs import Offsets
+from bkgmatch.sky_story import story
+from bkgmatch.stories import each_or_all
+
+UNIT = "MJy/sr"
+TIME = re.compile(r"Time: checks \d+\.\d s, .*(levels|differences) \d+\.\d s, solution \d+\.\d s, .*saving \d+\.\d s")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return constant_files(tmp_path_factory.mktemp("given"), [(tile_wcs((1, 7)), 10.0 + np.arange(7))])
+
+
+@pytest.mark.parametrize(
+    ("step", "n"),
+    [
+        (SkyMatchStep, 7),
+        (LevelMatchStep, 4),
+        pytest.param(SkyMatchStep, 4, marks=pytest.mark.slow),
+        pytest.param(LevelMatchStep, 7, marks=pytest.mark.slow),
+    ],
+)
+def test_the_log_of_a_small_run(files, tmp_path, offline, caplog, assign_freely, step, n):
+    step.call([str(file) for file in files[:n]], subtract=True, save_results=True, output_dir=str(tmp_path))
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("stpipe.bkgmatch")]
+    assert len(lines) <= 10
+    assert TIME.match(lines[-1])
+    named = [line for line in lines if "_cal.fits: " in line]
+    assert len(named) == (n if n == 4 else 0)
+    summary = [line for line in lines if f"evels of {n} exposures: from " in line]
+    assert len(summary) == (0 if n == 4 else 1)
+    assert sum("subtracted" in line.lower() for line in lines) == (n if (step, n) == (LevelMatchStep, 4) else 1)
+
+
+@pytest.mark.parametrize(("n", "few", "expected"), [(6, 6, 6), (7, 6, 1), (3, 2, 1), (0, 6, 0)])
+def test_few_have_a_line_each(n, few, expected):
+    names, level = [f"e{i}" for i in range(n)], np.arange(n) ** 2 - 4.0 * np.arange(n)
+    lines = list(each_or_all(names, names, level, level + 5, UNIT, few=few, title="Mean levels"))
+    assert len(lines) == expected
+    if expected == 1:
+        low = {7: "-4 (e2) to 12 (e6)", 3: "-4 (e2) to 0 (e0)"}[n]
+        assert lines[0].startswith(f"Mean levels of {n} exposures: from {low} {UNIT}, errors 1 to ")
+
+
+def test_fixed_exposures_share_a_line():
+    n = 8
+    covariance = np.zeros((n, 3, 3))
+    match = LevelMatch(
+        tuple("abcdefgh"), np.zeros(n, int), np.zeros((n, 2)), np.arange(8.0), np.zeros((n, 2)), covariance,
+        ("fixed",) * 7 + ("matched",), np.zeros(n, bool), ("fixed",), LevelPairs(*np.zeros((9, 0))),
+    )  # fmt: skip
+    said = [
+        "8 exposures, no pairs",
+        "Zero point of 8 exposures: fixed",
+        "Fixed: a, b, c, d, e, f and 1 more",
+        "h: level 7 +- 0 MJy/sr, subtracted",
+    ]
+    assert list(level_story.story(match, UNIT, "subtracted")) == [(False, line) for line in said]
+    assert list(level_story.story(match, "", "subtracted"))[3] == (False, "h: level 7 +- 0, subtracted")
+    assert list(level_story.story(match, UNIT, "")) == [(False, line) for line in said[:2]]
+
+
+def test_a_sky_match_with_a_lost_exposure_and_two_sets():
+    pairs = Offsets(np.array([0, 2]), np.array([1, 3]), *[np.ones(2)] * 5, None, None)
+    match = SkyMatch(
+        tuple("abcde"), np.arange(5), np.array([0, 0, 1, 1, -1]), np.array([0, 1, 2, 3, np.nan]), np.full(5, 0.1),
+        np.zeros(5), np.ones(5), ("matched",) * 4 + ("no overlap",), pairs, np.array([3e-3, -4e-3]),
+    )  # fmt: skip
+    lines = list(story(match, UNIT, "recorded"))
+    assert lines[0] == (False, "Sky levels of 4 of 5 exposures recorded; residuals of 2 pairs: 0.0035 MJy/sr rms")
+    assert lines[1] == (False, "a: sky level 0 +- 0.1 MJy/sr")
+    assert lines[5] == (True, "e could not be matched: no overlap")
+    assert [line for is_warning, line in lines[6:] if is_warning] == [
+        "Connected set 1 of 2, which overlaps no other: a, b",
+        "Connected set 2 of 2, which overlaps no other: c, d",
+    ]
+
+
+@pytest.mark.parametrize("module", [execution, progress, stories])
+def test_examples(module):
+    result = doctest.testmod(module)
+    assert (result.attempted > 0, result.failed) == (True, 0)
