@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"bkgmatch {options.command}: {error}", file=sys.stderr)
         return 1
 
@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     asn.add_argument("--product", required=True, help="name of the product")
     asn.add_argument("--out", type=Path, help="file to write [PRODUCT_asn.json, beside the exposures]")
     asn.set_defaults(run=_asn)
+
+    report = commands.add_parser("report", help="write an HTML page of a saved table")
+    report.add_argument("table", type=Path, help="ECSV table from --save_table; that of the pairs is found beside it")
+    report.add_argument("files", nargs="*", type=Path, help="the exposures, for maps and pictures")
+    report.add_argument("--out", type=Path, help="file to write [TABLE.html]")
+    report.set_defaults(run=_report)
 
     undo = commands.add_parser("undo", help="add subtracted backgrounds back")
     undo.add_argument(
@@ -185,6 +191,13 @@ def _asn(options: argparse.Namespace) -> int:
     _check_new(path, ".json")
     write_association(associate(options.files, options.product, path.parent), path)
     print(path)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from bkgmatch.report_files import report_files
+
+    print(report_files(options.table, options.files, options.out))
     return 0
 
 
