@@ -78,6 +78,7 @@ LAYERS = [
     {"quicklook"},
     {"report_figures"},
     {"report"},
+    {"pictures"},
     {"report_files"},
     {"image_files"},
     {"skymatch"},

@@ -54,7 +54,8 @@ th[aria-sort=descending] button::after { content: " ↓"; color: inherit; }
 td { padding: .2rem .7rem; border-top: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 td.n, th.n { text-align: right; }
 td.l { max-width: 26rem; overflow: hidden; text-overflow: ellipsis; }
-@media (max-width: 600px) { body { padding: 1rem .8rem 2rem; font-size: 15px; } figure { flex-basis: 100%; } }
+@media (max-width: 600px) { body { padding: 1rem .8rem 2rem; font-size: 15px; } figure { flex-basis: 100%; }
+  figure.wide { overflow-x: auto; } figure.wide img { width: 820px; max-width: none; } }
 @media print { nav, th button::after { display: none; } body { max-width: none; padding: 0; font-size: 10pt; }
   .table { overflow: visible; max-height: none; border: 0; } table { font-size: 7pt; white-space: normal; }
   td { overflow-wrap: anywhere; padding: .1rem .3rem; } th { position: static; } figure, dl div { break-inside: avoid; }
@@ -133,7 +134,7 @@ class Page:
 
 
 def _policy() -> str:
-    """What a browser may do with the page: run this script only, and fetch nothing."""
+    """Return what a browser may do with the page: run this script only, and fetch nothing."""
     digest = base64.b64encode(sha256(_SCRIPT.encode()).digest()).decode()
     return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 

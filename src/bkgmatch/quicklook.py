@@ -14,7 +14,7 @@ from bkgmatch.grids import Grid
 from bkgmatch.pixel_maps import pixel_side, positions_in_plane
 from bkgmatch.planes import tangent_axes
 
-__all__ = ["Look", "Picture", "common_part", "fields_of", "look_at", "mosaics", "side_for"]
+__all__ = ["Look", "Picture", "block_means", "common_part", "fields_of", "look_at", "mosaics", "side_for"]
 
 _SIDE = 800  # cells along the longer side of a mosaic
 _PIXELS = 1200**2  # of all looks together, where they are few
@@ -118,7 +118,7 @@ def block_means(image: np.ndarray, block: int) -> np.ndarray:
 
 
 def fields_of(looks: Sequence[Look]) -> list[np.ndarray]:
-    """Indices of looks that are near each other on the sky, the most numerous first; not of those without pixels."""
+    """Find looks near each other on the sky, the most numerous sets first, without those that have no good pixels."""
     near = candidate_neighbours([look.outline for look in looks])
     rows = np.repeat(np.arange(len(looks)), [len(others) for others in near])
     columns = np.concatenate([*near, np.empty(0, int)])

@@ -17,7 +17,7 @@ from bkgmatch.quicklook import Look, Picture, common_part, fields_of, mosaics
 from bkgmatch.record import made_by
 from bkgmatch.report_figures import Curve, SkyMap, check_matplotlib, short_names, sky_map
 
-__all__ = ["Example", "Shown", "check_page", "corrected", "page_beside", "write_report"]
+__all__ = ["Example", "Shown", "check_page", "corrected", "group_name", "page_beside", "write_report"]
 
 _DONE = ("matched", "measured", "fixed", "made")
 _WORST = 6
@@ -92,6 +92,11 @@ def check_page(path: Path) -> None:
         raise ValueError(f"the report {path} is a folder; choose another name")
     if path.exists() and not path.read_bytes().startswith(MARK.encode()):
         raise ValueError(f"{path} exists and is no report of bkgmatch; remove it, or choose another name")
+
+
+def group_name(channel: str, band: str) -> str:
+    """Name of a channel and band."""
+    return f"channel {channel} {band}".rstrip()
 
 
 def corrected(look: Look, row: Mapping[str, Any]) -> np.ndarray:
@@ -362,11 +367,9 @@ class _Report:
             return
         order = np.argsort(-np.nan_to_num(np.abs(self.pulls)), kind="stable")[:_WORST]
         pairs = self.pairs[order]
-        columns = {name: list(pairs[name]) for name in ("first", "second", "offset", "sigma", "residual")}
-        yield table(
-            {**columns, "residual / sigma": self.pulls[order], "status": [self._pair_status()[k] for k in order]},
-            _units(pairs),
-        )
+        columns = {name: _values(pairs, name) for name in ("first", "second", "offset", "sigma", "residual")}
+        columns |= {"residual / sigma": self.pulls[order], "status": [self._pair_status()[k] for k in order]}
+        yield table(columns, _units(pairs))
         by_row = {self.row[shown.name, shown.group]: shown for shown in self.shown}
         yield figures(
             self._difference(int(k), by_row[i], by_row[j])
@@ -379,7 +382,8 @@ class _Report:
         left = common_part(*mosaics([one.look, two.look], [one.after, blank[1]], [blank[0], two.after]))
         if not left.image.size:
             return ""
-        first, second = short_names([one.name, two.name])
+        short = dict(zip(self.names, short_names(self.names), strict=True))
+        first, second = short[one.name], short[two.name]
         caption = f"{one.name} − {two.name}{_of(one.group)}, corrected: residual {self.pulls[k]:.2f} sigma"
         return figure(draw.difference(left, f"{first} − {second}", self.unit), f"Difference {caption}", caption)
 
@@ -449,7 +453,7 @@ def _groups(of: Table) -> list[str]:
     """Channel and band of each row; empty where there are none."""
     if "channel" not in of.colnames:
         return [""] * len(of)
-    return [f"channel {channel} {band}".rstrip() for channel, band in zip(of["channel"], of["band"], strict=True)]
+    return [group_name(str(channel), str(band)) for channel, band in zip(of["channel"], of["band"], strict=True)]
 
 
 def _floats(of: Table, name: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Figures of a report, drawn by matplotlib: in colours that the colour-blind tell apart."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ _LINE_COLORS = {"used": _SOFT, "down-weighted": "#D55E00", "rejected": "#CC79A7"
 _DPI = 120
 _NAMED = 40  # exposures that are named at the axis
 _LARGEST_PULL = 6.0
+_WORDS = re.compile("[_.]")
 
 
 @dataclass(frozen=True)
@@ -96,22 +98,12 @@ def check_matplotlib() -> None:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names without what all of them begin and end with."""
-    if len(names) < 2:
+    """Names without the words that all of them have."""
+    words = [_WORDS.split(name) for name in names]
+    if len(set(map(len, words))) != 1 or len(set(names)) < 2:
         return list(names)
-    start = _common(names)
-    end = _common([name[::-1] for name in names])
-    shortest = min(map(len, names))
-    start = start if start < shortest else 0
-    end = end if start + end < shortest else 0
-    start = max((names[0].rfind(mark, 0, start) + 1 for mark in "_-"), default=0)
-    return [name[start : len(name) - end] for name in names]
-
-
-def _common(names: Sequence[str]) -> int:
-    """Number of letters that all begin with."""
-    letters = zip(*names, strict=False)
-    return next((k for k, at in enumerate(letters) if len(set(at)) > 1), min(map(len, names)))
+    telling = [k for k in range(len(words[0])) if len({of[k] for of in words}) > 1]
+    return [" ".join(of[k] for k in telling) for of in words]
 
 
 def stretch(image: np.ndarray) -> tuple[float, float]:
@@ -167,7 +159,7 @@ def sky_map(drawn: SkyMap, title: str, label: str) -> bytes:
     for status, style in _LINES.items():
         lines = [drawn.centres[[i, j]] for i, j, of in drawn.edges if of == status]
         if lines:
-            look = {"colors": _LINE_COLORS[status], "linestyles": style, "linewidths": 0.9}
+            look = {"colors": _LINE_COLORS[status], "linestyles": style, "linewidths": 0.7}
             ax.add_collection(LineCollection(lines, **look, zorder=3))
             legend.append(Line2D([], [], color=_LINE_COLORS[status], ls=style, label=f"{status} ({len(lines)})"))
     _components(ax, drawn)
