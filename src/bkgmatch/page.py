@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,21 +40,23 @@ dl.list dt { color: var(--soft); }
 dl.list dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 .figures { display: flex; flex-wrap: wrap; gap: 1.2rem; }
 figure { margin: 0; flex: 1 1 460px; min-width: 0; max-width: 660px; }
+figure.small { flex-basis: 340px; max-width: 430px; }
 figure.wide { flex-basis: 100%; max-width: 100%; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .88rem; overflow-wrap: anywhere; }
 .table { overflow: auto; max-height: 32rem; border: 1px solid var(--line); border-radius: 6px; margin: .4rem 0 1rem; }
 table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; min-width: 100%; }
 th { position: sticky; top: 0; background: var(--shade); padding: 0; text-align: left; }
-th button { all: unset; box-sizing: border-box; width: 100%; padding: .35rem .7rem; cursor: pointer; font-weight: 600; }
+th button { all: unset; box-sizing: border-box; width: 100%; padding: .35rem .6rem; cursor: pointer; font-weight: 600;
+  white-space: normal; }
 th button:focus-visible { outline: 2px solid var(--link); outline-offset: -2px; }
 th button::after { content: " ↕"; color: #9aa4af; }
 th[aria-sort=ascending] button::after { content: " ↑"; color: inherit; }
 th[aria-sort=descending] button::after { content: " ↓"; color: inherit; }
-td { padding: .2rem .7rem; border-top: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+td { padding: .2rem .6rem; border-top: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 td.n, th.n { text-align: right; }
 td.l { max-width: 26rem; overflow: hidden; text-overflow: ellipsis; }
-@media (max-width: 600px) { body { padding: 1rem .8rem 2rem; font-size: 15px; } figure { flex-basis: 100%; }
+@media (max-width: 600px) { body { padding: 1rem .8rem 2rem; font-size: 15px; } figure, figure.small { flex-basis: 100%; }
   figure.wide { overflow-x: auto; } figure.wide img { width: 820px; max-width: none; } }
 @media print { nav, th button::after { display: none; } body { max-width: none; padding: 0; font-size: 10pt; }
   .table { overflow: visible; max-height: none; border: 0; } table { font-size: 7pt; white-space: normal; }
@@ -154,7 +156,7 @@ def _pairs(values: Mapping[str, Any], kind: str) -> str:
     return f'<dl class="{kind}">{"".join(rows)}</dl>'
 
 
-def figure(png: bytes, alt: str, caption: str = "", *, wide: bool = False) -> str:
+def figure(png: bytes, alt: str, caption: str = "", *, size: Literal["", "small", "wide"] = "") -> str:
     """
     Return a figure that is part of the page.
 
@@ -166,13 +168,12 @@ def figure(png: bytes, alt: str, caption: str = "", *, wide: bool = False) -> st
         What it shows, for those who do not see it.
     caption : str
         Text below it.
-    wide : bool
-        Whether it takes the whole width.
+    size : {"", "small", "wide"}
+        How many go beside each other where there is room: two, three or one.
     """
     source = base64.b64encode(png).decode()
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    opened = '<figure class="wide">' if wide else "<figure>"
-    return f'{opened}<img src="data:image/png;base64,{source}" alt="{escape(alt)}">{below}</figure>'
+    return f'<figure class="{size}"><img src="data:image/png;base64,{source}" alt="{escape(alt)}">{below}</figure>'
 
 
 def figures(parts: Iterable[str]) -> str:

@@ -141,7 +141,7 @@ def grid_of(looks: Sequence[Look]) -> Grid:
 
 def mosaics(looks: Sequence[Look], *layers: Sequence[np.ndarray]) -> list[Picture]:
     """
-    Average images on a common grid.
+    Average images on a common grid: in each cell the mean of each exposure counts once.
 
     Parameters
     ----------
@@ -164,8 +164,9 @@ def mosaics(looks: Sequence[Look], *layers: Sequence[np.ndarray]) -> list[Pictur
         cells = _cells(look, grid, low, (nx, ny))
         for k, layer in enumerate(layers):
             known = np.isfinite(layer[i]) & (cells >= 0)
-            total[k] += np.bincount(cells[known], layer[i][known], ny * nx)
-            count[k] += np.bincount(cells[known], minlength=ny * nx)
+            found, place = np.unique(cells[known], return_inverse=True)
+            total[k][found] += np.bincount(place, layer[i][known]) / np.bincount(place)
+            count[k][found] += 1
     means = np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(len(layers), ny, nx)
     size = grid.cell / _ARCSEC
     left, bottom = (low - 0.5) * size

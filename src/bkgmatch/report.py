@@ -22,7 +22,7 @@ __all__ = ["Example", "Shown", "check_page", "corrected", "group_name", "page_be
 _DONE = ("matched", "measured", "fixed", "made")
 _WORST = 6
 _FIELDS = 12  # drawn for one report
-_ROWS = 2000  # of pairs; more would make the page slow
+_ROWS = 1000  # of pairs; more would make the page slow
 _MARGIN = 0.05  # of a wavelength, where the range of a band is not known
 _BANDS = {  # wavelengths in micrometres, Argyriou et al. 2023, A&A 675, A111
     "1": ((4.90, 5.74), (5.66, 6.63), (6.53, 7.65)),
@@ -217,7 +217,8 @@ class _Report:
         done = sum(str(status) in _DONE for status in self.exposures["status"])
         told: dict[str, Any] = {"corrected": done, "not corrected": len(self.exposures) - done}
         if self.pairs is not None:
-            told |= {"connected sets": len({int(c) for c in self.component if c >= 0}), "pairs": len(self.pairs)}
+            sets = {(group, int(c)) for group, c in zip(self.groups, self.component, strict=True) if c >= 0}
+            told |= {"connected sets": len(sets), "pairs": len(self.pairs)}
             odd = sum(status != "used" for status in self._pair_status())
             told |= {"not in full use": odd} if odd else {}
         if len(self.pulls):
@@ -238,9 +239,7 @@ class _Report:
         for field in drawn:
             looks = [shown.look for shown in field.shown]
             before, after = mosaics(looks, [look.image for look in looks], [shown.after for shown in field.shown])
-            limits = draw.stretch(before.image)
-            low, high = draw.stretch(after.image)
-            narrow = (low, low + max(limits[1] - limits[0], high - low))
+            limits = draw.stretches([before.image, after.image])
             n = len(looks)
             yield figures(
                 figure(
@@ -248,12 +247,12 @@ class _Report:
                     f"Mosaic of {n} exposures {title}{_of(field.name)}, {at[0]:.4g} to {at[1]:.4g} {self.unit}",
                     field.name,
                 )
-                for picture, title, at in ((before, "as they came", limits), (after, "corrected", narrow))
+                for picture, title, at in zip((before, after), ("as they came", "corrected"), limits, strict=True)
             )
         if drawn:
             yield paragraph(
-                "Means of good pixels, north up, east to the left. Both pictures have a stretch of the same width, "
-                f"counted from the faint end of each.{self._more_fields()}"
+                "Means of good pixels, north up, east to the left. Both pictures have the same stretch, "
+                f"about the middle of each.{self._more_fields()}"
             )
 
     def _maps(self) -> Iterator[str]:
@@ -306,7 +305,9 @@ class _Report:
             png = draw.corrections(names, value, self.sigma[rows], self.component[rows], label)
             known = value[np.isfinite(value)]
             told = f"from {known.min():.4g} to {known.max():.4g} {self.unit}" if known.size else "none is known"
-            yield figure(png, f"Corrections of {len(rows)} exposures{_of(group)} with errors, {told}", group, wide=True)
+            yield figure(
+                png, f"Corrections of {len(rows)} exposures{_of(group)} with errors, {told}", group, size="wide"
+            )
 
     def _curves(self) -> Iterator[str]:
         if self.step != "MRSIMatchStep":
@@ -336,17 +337,11 @@ class _Report:
         if self.example is None:
             return
         seen = self.example
-        low, high = draw.stretch(seen.before)
-        left = draw.stretch(seen.after)
-        depth = max(high - low, left[1] - left[0])
-        images = (
-            ("as it came", seen.before, (low, low + depth)),
-            ("background", seen.background, (low, low + depth)),
-            ("background subtracted", seen.after, (left[0], left[0] + depth)),
-        )
+        images = {"as it came": seen.before, "background": seen.background, "background subtracted": seen.after}
+        limits = draw.stretches(list(images.values()))
         drawn = [
-            figure(draw.mosaic(_whole(image), limits, title, self.unit, sky=False), f"{seen.name}, {title}")
-            for title, image, limits in images
+            figure(draw.mosaic(_whole(image), at, title, self.unit, sky=False), f"{seen.name}, {title}")
+            for (title, image), at in zip(images.items(), limits, strict=True)
         ]
         part = float(np.mean(seen.sources))
         png = draw.mask(_whole(seen.sources), f"mask of sources, {part:.1%} of the pixels")
@@ -385,7 +380,9 @@ class _Report:
         short = dict(zip(self.names, short_names(self.names), strict=True))
         first, second = short[one.name], short[two.name]
         caption = f"{one.name} − {two.name}{_of(one.group)}, corrected: residual {self.pulls[k]:.2f} sigma"
-        return figure(draw.difference(left, f"{first} − {second}", self.unit), f"Difference {caption}", caption)
+        return figure(
+            draw.difference(left, f"{first} − {second}", self.unit), f"Difference {caption}", caption, size="small"
+        )
 
     def _run(self) -> Iterator[str]:
         meta = self.exposures.meta

@@ -22,7 +22,7 @@ __all__ = [
     "residuals",
     "short_names",
     "sky_map",
-    "stretch",
+    "stretches",
 ]
 
 _INK, _SOFT = "#1d232b", "#5b6673"
@@ -106,13 +106,12 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [" ".join(of[k] for k in telling) for of in words]
 
 
-def stretch(image: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest value that are told apart: most of the sky, and some of the sources."""
-    known = image[np.isfinite(image)]
-    if not known.size:
-        return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(known, [1, 98]))
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+def stretches(images: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+    """Lowest and highest value drawn of each image: as far apart in all, about the middle of each."""
+    known = [image[np.isfinite(image)] for image in images]
+    ends = np.array([np.percentile(values, [1, 98]) if values.size else (0.0, 0.0) for values in known])
+    half = float(np.ptp(ends, axis=1).max()) / 2 or 0.5
+    return [(float(middle - half), float(middle + half)) for middle in ends.mean(axis=1)]
 
 
 def mosaic(picture: Picture, limits: tuple[float, float], title: str, unit: str, *, sky: bool = True) -> bytes:
@@ -139,7 +138,7 @@ def mask(picture: Picture, title: str) -> bytes:
 def difference(picture: Picture, title: str, unit: str) -> bytes:
     """Draw a difference: what is left is red or blue about zero."""
     known = np.abs(picture.image[np.isfinite(picture.image)])
-    depth = float(np.percentile(known, 98)) or 1.0
+    depth = 5 * float(np.median(known)) or float(known.max()) or 1.0
     figure, ax = _figure(4.2, width=5.2)
     shown = ax.imshow(picture.image, origin="lower", extent=picture.extent, cmap="RdBu_r", vmin=-depth, vmax=depth)
     ax.set_title(title, fontsize=10)
@@ -159,7 +158,7 @@ def sky_map(drawn: SkyMap, title: str, label: str) -> bytes:
     for status, style in _LINES.items():
         lines = [drawn.centres[[i, j]] for i, j, of in drawn.edges if of == status]
         if lines:
-            look = {"colors": _LINE_COLORS[status], "linestyles": style, "linewidths": 0.7}
+            look = {"colors": _LINE_COLORS[status], "linestyles": style, "linewidths": 0.8 * _fineness(drawn)}
             ax.add_collection(LineCollection(lines, **look, zorder=3))
             legend.append(Line2D([], [], color=_LINE_COLORS[status], ls=style, label=f"{status} ({len(lines)})"))
     _components(ax, drawn)
@@ -193,10 +192,22 @@ def _outlines(ax: Any, drawn: SkyMap) -> Any:
     faces = colors[outlined]
     faces[:, 3] = 0.75
     edges = [_INK if np.isfinite(drawn.value[i]) else "#D55E00" for i in outlined]
-    ax.add_collection(PathCollection(paths, facecolors=faces, edgecolors=edges, linewidths=0.6))
+    ax.add_collection(PathCollection(paths, facecolors=faces, edgecolors=edges, linewidths=0.7 * _fineness(drawn)))
     size = np.clip(3000 / max(len(drawn.centres), 1), 6, 90)
-    ax.scatter(*drawn.centres.T, s=size if not outlined else 5, c=colors, edgecolors=_INK, linewidths=0.5, zorder=4)
+    ax.scatter(
+        *drawn.centres.T,
+        s=size if not outlined else 6 * _fineness(drawn) ** 2,
+        c=colors,
+        edgecolors=_INK,
+        linewidths=0.4 * _fineness(drawn),
+        zorder=4,
+    )
     return ScalarMappable(norm, colormap)
+
+
+def _fineness(drawn: SkyMap) -> float:
+    """Width of lines: thinner where there are many exposures."""
+    return float(np.clip(8 / max(len(drawn.centres), 1) ** 0.5, 0.25, 1))
 
 
 def _components(ax: Any, drawn: SkyMap) -> None:

@@ -73,7 +73,12 @@ class BackgroundStep(OptionalCrds, Step):
     def keep_report(self, exposures: Table, pairs: Table | None = None, **seen: Any) -> None:
         """Keep what the page shows, with the pictures that `write_report` takes, until the results are written."""
         versions = {name: version(name) for name in ("jwst", "numpy", "astropy", "scipy")}
-        facts = {"product": self._product, "inputs": len(exposures), **versions, "python": python_version()}
+        facts = {
+            "product": self._product,
+            "inputs": len(set(exposures["name"])),
+            **versions,
+            "python": python_version(),
+        }
         self.pages.append(partial(_write, self._page, exposures, pairs, facts=facts, **seen))
 
     def remove_suffix(self, name: str) -> tuple[str, str | None]:
