@@ -56,7 +56,8 @@ th[aria-sort=descending] button::after { content: " ↓"; color: inherit; }
 td { padding: .2rem .6rem; border-top: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 td.n, th.n { text-align: right; }
 td.l { max-width: 26rem; overflow: hidden; text-overflow: ellipsis; }
-@media (max-width: 600px) { body { padding: 1rem .8rem 2rem; font-size: 15px; } figure, figure.small { flex-basis: 100%; }
+@media (max-width: 600px) { body { padding: 1rem .8rem 2rem; font-size: 15px; }
+  figure, figure.small { flex-basis: 100%; }
   figure.wide { overflow-x: auto; } figure.wide img { width: 820px; max-width: none; } }
 @media print { nav, th button::after { display: none; } body { max-width: none; padding: 0; font-size: 10pt; }
   .table { overflow: visible; max-height: none; border: 0; } table { font-size: 7pt; white-space: normal; }
