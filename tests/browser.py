@@ -34,12 +34,13 @@ class Browser:
         """Open a file in a window of a width."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self._devtools("Emulation.setDeviceMetricsOverride", size)
-        self._log("browser"), self._log("performance")
+        self.complaints()
+        self.requests()
         self._ask("url", {"url": page.resolve().as_uri()})
 
-    def run(self, script: str) -> Any:
+    def run(self, script: str, *arguments: Any) -> Any:
         """Run JavaScript in the page, and return what it returns."""
-        return self._ask("execute/sync", {"script": script, "args": []})
+        return self._ask("execute/sync", {"script": script, "args": arguments})
 
     def complaints(self) -> list[str]:
         """Messages of the console since the page was opened."""

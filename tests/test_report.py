@@ -36,10 +36,9 @@ def exposures_of(levels, *, names=None, side=3, shape=SHAPE, noise=0.01, seed=1)
     """Exposures in rows of ``side``, each of which overlaps its neighbours; nothing but levels and noise."""
     rng = np.random.default_rng(seed)
     names = names or [f"jw{k:05d}_cal.fits" for k in range(len(levels))]
-    return [
-        Exposure.from_arrays(name, rng.normal(level, noise, shape), tan(shape=shape, shift=(40 * (k % side), 30 * (k // side))))
-        for k, (name, level) in enumerate(zip(names, levels, strict=True))
-    ]  # fmt: skip
+    where = [tan(shape=shape, shift=(40 * (k % side), 30 * (k // side))) for k in range(len(levels))]
+    images = [rng.normal(level, noise, shape) for level in levels]
+    return [Exposure.from_arrays(*each) for each in zip(names, images, where, strict=True)]
 
 
 def matched(exposures, **options):
@@ -49,8 +48,10 @@ def matched(exposures, **options):
     return exposure_table(match, options, unit="MJy/sr"), pair_table(match, unit="MJy/sr")
 
 
-def planes(exposures):
-    options = LevelMatchOptions(passes="joint", fit_type_dithers="level+slope", reference="mean")
+def planes(exposures, reference="mean"):
+    options = LevelMatchOptions(
+        passes="joint", fit_type_dithers="level+slope", reference=reference, do_local_subtraction=False
+    )
     match = match_levels(exposures, options)
     return level_table(match, options, unit="MJy/sr"), level_pair_table(match, unit="MJy/sr")
 
@@ -110,7 +111,6 @@ def test_block_means_are_of_finite_pixels():
 def test_a_mosaic_has_north_up_and_east_to_the_left(where):
     """The value of an exposure turned by any angle is the offset to the east, or to the north, in arcseconds."""
     wcs = tan(*where, angle=34.0)
-    y, x = np.indices(SHAPE)
     plane = Plane(0.0, (1.0, 0.0), where), Plane(0.0, (0.0, 1.0), where)
     east, north = (one.on_pixels(to_sky(wcs), SHAPE) for one in plane)
     looks = [look_at(Exposure.from_arrays("a", image, to_sky(wcs)), 512) for image in (east, north)]
@@ -199,7 +199,7 @@ def test_short_names_tell_apart():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What figures are asked for, by name; they are drawn all the same."""
+    """What figures are asked for, by name; only some are drawn, which takes time."""
     seen = {}
 
     def watch(name):
@@ -207,7 +207,7 @@ def drawn(monkeypatch):
 
         def watched(*args, **kwargs):
             seen.setdefault(name, []).append(args)
-            return draw(*args, **kwargs)
+            return draw(*args, **kwargs) if name in ("curves", "mask", "sky_map") else b"not drawn"
 
         return watched
 
@@ -295,18 +295,17 @@ def test_planes_are_arrows(tmp_path, drawn):
         wcs = tan(shift=shift)
         tilt = Plane(0.0, slope, (150.0, 20.0)).on_pixels(to_sky(wcs), SHAPE) if k == 0 else 0.0
         exposures.append(Exposure.from_arrays(f"e{k}.fits", rng.normal(k + tilt, 0.01, SHAPE), wcs))
-    found, pairs = planes(exposures)
+    found, pairs = planes(exposures, reference="e1.fits")
     shown = pictures_of_levels(exposures, found)
     write_report(tmp_path / "a.html", found, pairs, shown=shown)
     arrows = drawn["sky_map"][0][0].arrows
-    np.testing.assert_allclose(arrows[0] - arrows[1:], np.tile(slope, (3, 1)), atol=0.01)
+    np.testing.assert_allclose(arrows, [slope, (0, 0), (0, 0), (0, 0)], atol=0.01)
     after = mosaics([s.look for s in shown], [s.after for s in shown])[0].image
-    assert np.nanstd(after) < 0.02
-    assert "arrow" not in check(tmp_path / "a.html").headings
+    np.testing.assert_allclose(after[np.isfinite(after)], 1, atol=0.06)
 
 
 def test_a_hundred_exposures_are_light(tmp_path):
-    exposures = exposures_of(np.random.default_rng(3).normal(5, 1, 100), side=10, noise=0.3, shape=(120, 120))
+    exposures = exposures_of(np.random.default_rng(3).normal(5, 1, 100), side=10, noise=0.3)
     found, pairs = matched(exposures)
     write_report(tmp_path / "a.html", found, pairs, shown=pictures_of_levels(exposures, found))
     page = check(tmp_path / "a.html")
@@ -444,8 +443,18 @@ def three(tmp_path_factory):
     return constant_files(tmp_path_factory.mktemp("three"), pieces)
 
 
-@pytest.mark.parametrize("step", [SkyMatchStep, LevelMatchStep])
-@pytest.mark.parametrize("given", ["association", "files on disk", "models"])
+@pytest.mark.parametrize(
+    ("step", "given"),
+    [
+        (SkyMatchStep, "models"),
+        (LevelMatchStep, "association"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(SkyMatchStep, "association"), (LevelMatchStep, "models")]
+        ),
+        *(pytest.param(step, "files on disk", marks=pytest.mark.slow) for step in (SkyMatchStep, LevelMatchStep)),
+    ],
+)
 @pytest.mark.usefixtures("assign_freely")
 def test_steps_write_the_page_in_the_output_folder(step, given, three, offline, drawn):
     before = digest(three)
@@ -467,6 +476,7 @@ def test_steps_write_the_page_in_the_output_folder(step, given, three, offline, 
     assert digest(three) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("assign_freely")
 def test_the_page_of_a_second_run_shows_what_came_first(three, offline, drawn):
     asn = association(three)
@@ -517,6 +527,7 @@ def test_the_page_of_a_background_image(tmp_path, offline, drawn):
     assert len(drawn["sky_map"][0][0].edges) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("assign_freely")
 def test_the_page_of_polynomials(dithers, offline, drawn):
     models = twins(dithers)

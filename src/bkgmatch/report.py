@@ -221,8 +221,9 @@ class _Report:
             told |= {"connected sets": len(sets), "pairs": len(self.pairs)}
             odd = sum(status != "used" for status in self._pair_status())
             told |= {"not in full use": odd} if odd else {}
-        if len(self.pulls):
-            told["residual / sigma (rms)"] = f"{np.sqrt(np.nanmean(self.pulls**2)):.2f}"
+        known = self.pulls[np.isfinite(self.pulls)]
+        if known.size:
+            told["residual / sigma (rms)"] = f"{np.sqrt(np.mean(known**2)):.2f}"
         if len(set(self.groups)) > 1:
             told = {"channels and bands": len(set(self.groups))} | told
         return told
