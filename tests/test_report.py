@@ -406,6 +406,23 @@ def test_files_as_they_came_and_corrected_show_the_same(saved, tmp_path, drawn):
     assert np.nanstd(one.image) > 20 * np.nanstd(two.image)
 
 
+def test_a_recorded_plane_is_put_back(tmp_path, drawn):
+    exposures = exposures_of([1.0, 2.0, 3.0], noise=0.01)
+    given, done = tmp_path / "given", tmp_path / "done"
+    given.mkdir()
+    for exposure, shift in zip(exposures, (0, 40, 80), strict=True):
+        header = tan(shape=SHAPE, shift=(shift, 0)).to_header()
+        fits.PrimaryHDU(exposure.read().data.astype(np.float32), header).writeto(given / exposure.name)
+    files, path = [given / e.name for e in exposures], tmp_path / "levels.ecsv"
+    options = ["--fit_type", "level+slope", "--out", str(done), "--save_table", str(path)]
+    assert main(["level", *map(str, files), *options]) == 0
+    for names in (files, [done / file.name for file in files]):
+        assert main(["report", str(path), *map(str, names)]) == 0
+    (one, *_), (two, *_), (three, *_), (four, *_) = drawn["mosaic"]
+    np.testing.assert_allclose(one.image, three.image, atol=1e-5)
+    np.testing.assert_allclose(two.image, four.image, atol=1e-5)
+
+
 def test_wrong_use_of_the_command_is_one_line(saved, tmp_path, capsys):
     path, files = saved
     (tmp_path / "mine.html").write_text("mine")

@@ -60,9 +60,10 @@ td.l { max-width: 26rem; overflow: hidden; text-overflow: ellipsis; }
   figure, figure.small { flex-basis: 100%; }
   figure.wide { overflow-x: auto; } figure.wide img { width: 820px; max-width: none; } }
 @media print { nav, th button::after { display: none; } body { max-width: none; padding: 0; font-size: 10pt; }
-  .table { overflow: visible; max-height: none; border: 0; } table { font-size: 7pt; white-space: normal; }
-  td { overflow-wrap: anywhere; padding: .1rem .3rem; } th { position: static; } figure, dl div { break-inside: avoid; }
-  h2 { break-after: avoid; } }
+  .table { overflow: visible; max-height: none; border: 0; } table { font-size: 6pt; white-space: normal; }
+  td, th button { padding: .1rem .25rem; } td.t, td.l { overflow-wrap: anywhere; } td.n { white-space: nowrap; }
+  th { position: static; } tr, figure, dl div { break-inside: avoid; } h2 { break-after: avoid; }
+  figure { flex-basis: 45%; } figure.small { flex-basis: 30%; } figure.wide img { width: 100%; } }
 """
 
 _SCRIPT = """

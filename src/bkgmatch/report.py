@@ -309,6 +309,10 @@ class _Report:
             yield figure(
                 png, f"Corrections of {len(rows)} exposures{_of(group)} with errors, {told}", group, size="wide"
             )
+        if self.step == "ImageForImageStep":
+            yield paragraph("Levels of the exposures before their background images are subtracted.")
+        else:
+            yield paragraph("Bars are standard errors; where none is seen, it is smaller than the point.")
 
     def _curves(self) -> Iterator[str]:
         if self.step != "MRSIMatchStep":
