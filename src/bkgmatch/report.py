@@ -183,10 +183,10 @@ class _Report:
         self.groups = _groups(exposures)
         self.level = _floats(exposures, "level")
         self.sigma = _floats(exposures, "sigma")
-        self.component = np.asarray(exposures["component"]) if "component" in exposures.colnames else np.zeros(
-            len(exposures), int
-        )  # fmt: skip
+        has_sets = "component" in exposures.colnames
+        self.component = np.asarray(exposures["component"]) if has_sets else np.zeros(len(exposures), dtype=int)
         self.unit = str(exposures["level"].unit or "")
+        self.label = f"{'level' if self.step == 'ImageForImageStep' else 'correction'} ({self.unit or 'no unit'})"
         self.pulls = _pulls(pairs)
         self.row = {key: i for i, key in enumerate(zip(self.names, self.groups, strict=True))}
         self.ends = self._ends()
@@ -261,11 +261,10 @@ class _Report:
         maps = [(field, self._map(field)) for field in drawn]
         if not maps:
             return
-        label = f"{'level' if self.step == 'ImageForImageStep' else 'correction'} ({self.unit or 'no unit'})"
         yield figures(
             figure(
-                sky_map(of, field.name, label),
-                f"Map of {len(field.rows)} exposures{_of(field.name)}, coloured by {label}, with {len(of.edges)} "
+                sky_map(of, field.name, self.label),
+                f"Map of {len(field.rows)} exposures{_of(field.name)}, coloured by {self.label}, with {len(of.edges)} "
                 f"lines between those that are compared, in {len(set(of.component.tolist()))} connected sets",
             )
             for field, of in maps
@@ -299,11 +298,10 @@ class _Report:
         return unit_vectors(ra, dec), [[] for _ in field.rows]
 
     def _corrections(self) -> Iterator[str]:
-        label = f"{'level' if self.step == 'ImageForImageStep' else 'correction'} ({self.unit or 'no unit'})"
         for group in dict.fromkeys(self.groups):
             rows = np.array([i for i, of in enumerate(self.groups) if of == group], dtype=int)
             names, value = [self.names[i] for i in rows], self.level[rows]
-            png = draw.corrections(names, value, self.sigma[rows], self.component[rows], label)
+            png = draw.corrections(names, value, self.sigma[rows], self.component[rows], self.label)
             known = value[np.isfinite(value)]
             told = f"from {known.min():.4g} to {known.max():.4g} {self.unit}" if known.size else "none is known"
             yield figure(
@@ -321,7 +319,7 @@ class _Report:
         for group in dict.fromkeys(self.groups):
             rows = [i for i, of in enumerate(self.groups) if of == group and np.isfinite(self.level[i])]
             if rows:
-                png = draw.curves([self._curve(i) for i in rows], group, f"correction ({self.unit or 'no unit'})")
+                png = draw.curves([self._curve(i) for i in rows], group, self.label)
                 alt = f"Corrections of {len(rows)} exposures against wavelength{_of(group)}"
                 drawn.append(figure(png, alt))
         yield figures(drawn)
