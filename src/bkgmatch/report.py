@@ -329,7 +329,7 @@ class _Report:
         row = self.exposures[i]
         degree = np.atleast_1d(self.exposures.meta["options"]["bkg_degree"])
         count = int(degree[-1]) + 1
-        low, high = _wavelengths(str(row["channel"]), str(row["band"]), float(row["wavelength"]))
+        low, high = _wavelengths(_string(row["channel"]), _string(row["band"]), float(row["wavelength"]))
         wavelength = np.linspace(low, high, 60)
         first = np.asarray(row["coefficients"], dtype=float)[:count]  # those without RA and Dec
         value = np.polynomial.polynomial.polyval(wavelength - float(row["wavelength"]), first)
@@ -453,7 +453,12 @@ def _groups(of: Table) -> list[str]:
     """Channel and band of each row; empty where there are none."""
     if "channel" not in of.colnames:
         return [""] * len(of)
-    return [group_name(str(channel), str(band)) for channel, band in zip(of["channel"], of["band"], strict=True)]
+    return [group_name(*map(_string, names)) for names in zip(of["channel"], of["band"], strict=True)]
+
+
+def _string(value: Any) -> str:
+    """Text of a cell; empty ones come back masked from a file."""
+    return "" if value is np.ma.masked else str(value)
 
 
 def _floats(of: Table, name: str) -> np.ndarray:
@@ -487,7 +492,7 @@ def _values(of: Table, name: str) -> Any:
     column = of[name]
     if column.dtype.kind in "iufb" and column.ndim == 1:
         return np.ma.filled(column, np.nan) if np.ma.is_masked(column) else np.asarray(column)
-    return [value if np.ndim(value) else str(value) for value in column]
+    return [value if np.ndim(value) else _string(value) for value in column]
 
 
 def _whole(image: np.ndarray) -> Picture:
