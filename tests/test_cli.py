@@ -193,7 +193,7 @@ def test_a_parameter_file_is_written(tmp_path, capsys):
     assert (tmp_path / "crab.asdf").read_text() == capsys.readouterr().out
 
 
-COMMANDS = ["demo", "asn", "pars", "level", "apply", "undo", "skylist"]
+COMMANDS = ["demo", "asn", "pars", "level", "apply", "report", "undo", "skylist"]
 
 
 def help_of(*words, capsys):

@@ -886,7 +886,7 @@ def test_every_option_has_a_parameter_and_the_others_are_known():
     others = {
         "mosaic", "source_mask", "include_regions", "exclude_regions", "match_integrations", "dqbits", "holes",
         "subtract", "split_variance", "save_background", "save_mask", "save_table", "suffix", "output_use_model",
-        "in_memory", "temp_dir", "maximum_cores", "dask_scheduler",
+        "in_memory", "temp_dir", "maximum_cores", "dask_scheduler", "report",
     }  # fmt: skip
     assert set(described(ImageForImageStep)) == others | {field.name for field in fields(ImageForImageOptions)}
 

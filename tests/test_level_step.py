@@ -1101,7 +1101,7 @@ def test_spec_and_options_have_the_same_choices():
 def test_every_option_has_a_parameter_and_the_others_are_known():
     others = {
         "recombine_lyot", "combine_nircam_short", "fixed", "dqbits", "subtract", "save_table", "save_plots", "suffix",
-        "output_use_model", "in_memory", "temp_dir", "maximum_cores", "dask_scheduler",
+        "output_use_model", "in_memory", "temp_dir", "maximum_cores", "dask_scheduler", "report",
     }  # fmt: skip
     assert set(described(LevelMatchStep)) == others | {field.name for field in fields(LevelMatchOptions)}
 

@@ -744,7 +744,7 @@ def test_spec_and_options_have_the_same_choices():
 def test_every_option_has_a_parameter_and_the_others_are_known():
     others = {
         "skylist", "apply_table", "subtract", "dqbits", "masks", "regions", "propagate_errors", "save_table", "suffix",
-        "output_use_model", "in_memory", "temp_dir", "maximum_cores", "dask_scheduler",
+        "output_use_model", "in_memory", "temp_dir", "maximum_cores", "dask_scheduler", "report",
     }  # fmt: skip
     assert set(described(SkyMatchStep)) == others | {field.name for field in fields(SkyMatchOptions)}
 

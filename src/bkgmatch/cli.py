@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (OSError, ValueError, CalledProcessError) as error:
+    except (ImportError, OSError, ValueError, CalledProcessError) as error:
         print(f"bkgmatch {options.command}: {error}", file=sys.stderr)
         return 1
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bkgmatch {version('bkgmatch')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_asn, _add_pars, _add_level, _add_apply, _add_undo, _add_skylist):
+    for add in (_add_demo, _add_asn, _add_pars, _add_level, _add_apply, _add_report, _add_undo, _add_skylist):
         add(commands)
     return parser
 
@@ -118,6 +118,13 @@ def _add_apply(commands: Any) -> None:
     apply.add_argument("table", type=Path, help="ECSV table of SkyMatchStep, LevelMatchStep or 'bkgmatch level'")
     apply.add_argument("files", nargs="+", type=Path, help="exposures; they are not changed")
     apply.add_argument("--out", type=Path, default=Path("applied"), help="folder to write [%(default)s]")
+
+
+def _add_report(commands: Any) -> None:
+    report = _command(commands, _report, "write an HTML page of a saved table", "report levels.ecsv *_cal.fits")
+    report.add_argument("table", type=Path, help="ECSV table from --save_table; that of the pairs is found beside it")
+    report.add_argument("files", nargs="*", type=Path, help="the exposures, for maps and pictures")
+    report.add_argument("--out", type=Path, help="file to write [TABLE.html]")
 
 
 def _add_undo(commands: Any) -> None:
@@ -238,6 +245,13 @@ def _apply(options: argparse.Namespace) -> int:
 
     for path in apply_files(read_saved(options.table), options.files, options.out):
         print(path)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from bkgmatch.report_files import report_files
+
+    print(report_files(options.table, options.files, options.out))
     return 0
 
 

@@ -21,13 +21,21 @@ __all__ = [
     "image_table",
     "level_pair_table",
     "level_table",
+    "made_by",
     "pair_table",
     "pairs_path",
     "read_levels",
+    "read_tables",
     "save_tables",
     "spectral_pair_table",
     "spectral_table",
 ]
+
+_STEPS = {
+    "slope_east": "LevelMatchStep",
+    "n_members": "ImageForImageStep",
+    "coefficients": "MRSIMatchStep",
+}  # by a column that only their tables have
 
 
 def exposure_table(match: SkyMatch, options: SkyMatchOptions, *, unit: str = "", **parameters: object) -> Table:
@@ -332,6 +340,51 @@ def save_tables(path: str | Path, exposures: Table, pairs: Table) -> None:
     """
     exposures.write(path, format="ascii.ecsv", overwrite=True)
     pairs.write(pairs_path(path), format="ascii.ecsv", overwrite=True)
+
+
+def made_by(table: Table) -> str:
+    """Name of the step that a table of exposures is of; ValueError if it is one of pairs."""
+    if "first" in table.colnames:
+        raise ValueError("it is a table of pairs; give that of the exposures, without _pairs")
+    return next((step for column, step in _STEPS.items() if column in table.colnames), "SkyMatchStep")
+
+
+def read_tables(path: str | Path) -> tuple[Table, Table | None]:
+    """
+    Read saved tables.
+
+    Parameters
+    ----------
+    path : str or Path
+        ECSV file of exposures of any step.
+
+    Returns
+    -------
+    exposures : Table
+        The table.
+    pairs : Table or None
+        That of the pairs, if it is beside it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If it is not such a table.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"the table {path} does not exist")
+    beside = pairs_path(path)
+    try:
+        exposures = Table.read(path, format="ascii.ecsv")
+        made_by(exposures)
+        missing = [name for name in ("name", "level", "status") if name not in exposures.colnames]
+        if missing:
+            raise ValueError(f"there is no column {missing[0]}")
+        pairs = Table.read(beside, format="ascii.ecsv") if beside.exists() else None
+    except Exception as error:  # the reader raises many kinds
+        raise ValueError(f"{path} is not a table of exposures saved by bkgmatch: {error}") from error
+    return exposures, pairs
 
 
 def read_levels(path: str | Path) -> tuple[dict[str, tuple[float, float]], str]:

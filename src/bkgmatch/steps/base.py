@@ -1,10 +1,15 @@
 """What all steps do alike: parameter references, names of results, and the association of what they save."""
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Any, ClassVar
 
+from astropy.table import Table
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
 from stdatamodels.jwst.datamodels import JwstDataModel
@@ -12,6 +17,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 from bkgmatch.associations import HEAD, association, write_association
 from bkgmatch.journal import Journal
 from bkgmatch.progress import Times, stage
+from bkgmatch.report import check_page, page_beside, write_report
 from bkgmatch.steps.crds import OptionalCrds
 from bkgmatch.steps.library import without_suffix
 from bkgmatch.steps.streamed import quick_collection
@@ -26,6 +32,8 @@ class BackgroundStep(OptionalCrds, Step):
     """A step of bkgmatch."""
 
     spec = """
+        report = boolean(default=False) # write an HTML page of the result
+
         # Memory and speed:
         in_memory = boolean(default=True) # If False, preserve memory using temporary files
         temp_dir = string(default=None) # folder for temporary files; by default that of the system
@@ -39,10 +47,14 @@ class BackgroundStep(OptionalCrds, Step):
     def run(self, *args: Any) -> Any:
         """Run the step. Temporary files are removed however it ends; what was measured is kept if it fails."""
         self.journals: list[Journal] = []
+        self.pages: list[Callable[[], None]] = []
         try:
             collection = nullcontext() if self.in_memory else quick_collection()
             with ended_by_signals(), collection, Times("checks").running() as times:
                 result = super().run(*args)
+                for write in self.pages:
+                    with stage("report"):
+                        write()
         except BaseException:
             for journal in self.journals:
                 journal.leave()
@@ -52,6 +64,27 @@ class BackgroundStep(OptionalCrds, Step):
         if not self.skip:
             log.info("Time: %s", times)
         return result
+
+    def plan_report(self, models: ModelLibrary | ModelContainer) -> None:
+        """Check that the page can be written, if one is wanted."""
+        if not self.report:
+            return
+        given = models.asn if isinstance(models, ModelLibrary) else models.asn_table
+        self._product = given["products"][0].get("name") or "exposures"
+        page = self.make_output_path(basepath=self._product, suffix=f"{self.suffix}_report", ext="html")
+        self._page = page_beside(self.save_table) if self.save_table else Path(page)
+        check_page(self._page)
+
+    def keep_report(self, exposures: Table, pairs: Table | None = None, **seen: Any) -> None:
+        """Keep what the page shows, with the pictures that `write_report` takes, until the results are written."""
+        versions = {name: version(name) for name in ("jwst", "numpy", "astropy", "scipy")}
+        facts = {
+            "product": self._product,
+            "inputs": len(set(exposures["name"])),
+            **versions,
+            "python": python_version(),
+        }
+        self.pages.append(partial(_write, self._page, exposures, pairs, facts=facts, **seen))
 
     def remove_suffix(self, name: str) -> tuple[str, str | None]:
         """Remove the suffix of an earlier step; jwst does not know ours."""
@@ -79,6 +112,12 @@ class BackgroundStep(OptionalCrds, Step):
         path = files[0].with_name(f"{made['products'][0]['name']}_{self.suffix}_asn.json")
         write_association(made, path)
         log.info("Association of the results: %s", path)
+
+
+def _write(page: Path, *args: Any, **kwargs: Any) -> None:
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_report(page, *args, **kwargs)
+    log.info("Report: %s", page)
 
 
 def _members(models: ModelLibrary | ModelContainer) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.masks import read_regions
 from bkgmatch.mosaics import read_mosaic, read_source_mask
 from bkgmatch.options import ImageForImageOptions
+from bkgmatch.pictures import example_of, pictures_of_backgrounds
 from bkgmatch.progress import stage
 from bkgmatch.record import image_table
 from bkgmatch.steps.background_files import (
@@ -120,11 +121,19 @@ class ImageForImageStep(BackgroundStep):
         if self.suffix in _OTHERS:
             raise ValueError(f"suffix={self.suffix} is that of other files of this step; choose another")
         library, files = open_inputs(self, inputs, _EXPOSURES)
+        self.plan_report(library)
         with library, work_of(self, len(library), from_files=bool(files)) as work:
             known = self._known(library, files, work)
+            exposures = known.exposures()
             with stage("source masks"):
-                found = make_backgrounds(known.exposures(), options, kinds=known.seen, guide=guide, work=work)
-            self._save_table(found, options, known.unit)
+                found = make_backgrounds(exposures, options, kinds=known.seen, guide=guide, work=work)
+            made_with = {name: getattr(self, name) for name in _NOTED}
+            table = image_table(found, options, unit=known.unit, **made_with)
+            if self.save_table:
+                table.write(self.save_table, format="ascii.ecsv", overwrite=True)
+            if self.report:
+                shown = pictures_of_backgrounds(exposures, found)
+                self.keep_report(table, shown=shown, example=example_of(exposures, found))
             with stage("subtraction"):
                 for i in range(len(known.names)):
                     known.update(i, partial(self._apply, found=found, i=i, files=files))
@@ -165,12 +174,6 @@ class ImageForImageStep(BackgroundStep):
                 f"several models have one name ({shared[0]}, ...): results would replace each other; rename them"
             )
         return known
-
-    def _save_table(self, found: ImageBackgrounds, options: ImageForImageOptions, unit: str) -> None:
-        if self.save_table:
-            made_with = {name: getattr(self, name) for name in _NOTED}
-            table = image_table(found, options, unit=unit, **made_with)
-            table.write(self.save_table, format="ascii.ecsv", overwrite=True)
 
     def _apply(self, model: JwstDataModel, found: ImageBackgrounds, i: int, files: list[Path]) -> None:
         """Save the background of a model, and subtract it."""

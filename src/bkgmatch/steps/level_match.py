@@ -14,6 +14,7 @@ from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.level_story import story
 from bkgmatch.levels import LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
+from bkgmatch.pictures import pictures_of_levels
 from bkgmatch.plots import PairPlots
 from bkgmatch.progress import stage
 from bkgmatch.record import level_pair_table, level_table, save_tables
@@ -99,6 +100,7 @@ class LevelMatchStep(BackgroundStep):
             If an input or an option cannot be used; the message says which and what to do.
         """
         library, files = open_inputs(self, inputs)
+        self.plan_report(library)
         with library, work_of(self, len(library), from_files=bool(files)) as work:
             files = exposure_files(library, files)
             known = LibraryExposures(library, dqbits=self.dqbits, subtract=None, work=work, files=files)
@@ -110,10 +112,13 @@ class LevelMatchStep(BackgroundStep):
             watch = PairPlots(Path(self.save_plots), known.unit).draw if self.save_plots else None
             with stage("solution"):
                 match = match_levels(exposures, options, work=work, watch=watch)
+            made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}
+            table = level_table(match, options, unit=known.unit, **made_with)
+            pairs = level_pair_table(match, unit=known.unit)
             if self.save_table:
-                made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}
-                table = level_table(match, options, unit=known.unit, **made_with)
-                save_tables(self.save_table, table, level_pair_table(match, unit=known.unit))
+                save_tables(self.save_table, table, pairs)
+            if self.report:
+                self.keep_report(table, pairs, shown=pictures_of_levels(exposures, table, work=work))
             with stage("subtraction"):
                 done = self._apply(known, parts, match)
             tell(log, story(match, known.unit, done))

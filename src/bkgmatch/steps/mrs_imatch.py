@@ -12,8 +12,10 @@ from jwst.stpipe import Pipeline
 
 from bkgmatch.execution import Work
 from bkgmatch.options import MRSIMatchOptions
+from bkgmatch.pictures import picture_of_spectrum
 from bkgmatch.progress import stage
 from bkgmatch.record import save_tables, spectral_pair_table, spectral_table
+from bkgmatch.report import Shown, group_name
 from bkgmatch.spectra import MATCHED, Polynomial, SpectralMatch, match_spectra, match_voxels
 from bkgmatch.spectral_story import story
 from bkgmatch.steps.base import BackgroundStep
@@ -99,6 +101,7 @@ class MRSIMatchStep(BackgroundStep):
         """
         options = self._options()
         models, files, is_single = open_models(self, inputs)
+        self.plan_report(models)
         opened = models if isinstance(models, ModelLibrary) else nullcontext()
         with opened, work_of(self, len(models), from_files=bool(files)) as work:
             check = partial(check_background, subtract=self.subtract)
@@ -107,8 +110,7 @@ class MRSIMatchStep(BackgroundStep):
             with stage("solution"):
                 matches = {g: self._match(known, g, members, options, work) for g, members in groups.items()}
             self._tell(known, matches)
-            if self.save_table:
-                self._save_tables(known, matches, options)
+            self._tabulate(known, groups, matches, options)
             with stage("subtraction"):
                 self._record(known, groups, matches)
         return models[0] if is_single else models
@@ -146,10 +148,23 @@ class MRSIMatchStep(BackgroundStep):
         for group, match in matches.items():
             tell(log, story(match, f"channel {' '.join(group)}".rstrip(), known.unit, max(1, LISTED // len(matches))))
 
-    def _save_tables(self, known: IFUModels, matches: dict[Group, SpectralMatch], options: MRSIMatchOptions) -> None:
+    def _tabulate(
+        self,
+        known: IFUModels,
+        groups: dict[Group, list[int]],
+        matches: dict[Group, SpectralMatch],
+        options: MRSIMatchOptions,
+    ) -> None:
         made_with = {name: getattr(self, name) for name in ("channel", "band", "subtract", "dqbits", "cells")}
         table = spectral_table(matches, options, unit=known.unit, **made_with)
-        save_tables(self.save_table, table, spectral_pair_table(matches, unit=known.unit))
+        pairs = spectral_pair_table(matches, unit=known.unit)
+        if self.save_table:
+            save_tables(self.save_table, table, pairs)
+        if self.report:
+            shown = [
+                _picture(known, i, k, group, matches[group]) for group, of in groups.items() for k, i in enumerate(of)
+            ]
+            self.keep_report(table, pairs, shown=[one for one in shown if one])
 
     def _record(self, known: IFUModels, groups: dict[Group, list[int]], matches: dict[Group, SpectralMatch]) -> None:
         polynomials: dict[int, dict[str, Polynomial]] = {index: {} for index in range(len(known.names))}
@@ -175,6 +190,11 @@ class MRSIMatchStep(BackgroundStep):
                 "Nothing is subtracted (subtract=False): the polynomials are recorded, which cube_build does not read. "
                 "Use subtract=True to match the data"
             )
+
+
+def _picture(known: IFUModels, index: int, place: int, group: Group, match: SpectralMatch) -> Shown | None:
+    polynomial = match.polynomial(place) if match.component[place] >= 0 else None
+    return picture_of_spectrum(known.exposure(index, group[0]), polynomial, group_name(*group))
 
 
 def _separate(given: list[str] | None, name: str) -> list[str]:

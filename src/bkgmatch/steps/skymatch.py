@@ -10,6 +10,7 @@ from jwst.datamodels import ModelLibrary
 
 from bkgmatch.match import NO_PIXELS, match_skies
 from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
+from bkgmatch.pictures import pictures_of_levels
 from bkgmatch.progress import stage
 from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
 from bkgmatch.sky_story import story
@@ -96,6 +97,7 @@ class SkyMatchStep(BackgroundStep):
         self._check_options()
         self._use_present_name()
         library, files = open_inputs(self, inputs)
+        self.plan_report(library)
         with library:
             if self.skymethod == "user":
                 self._record_given(library, _read_skylist(self.skylist), "user")
@@ -135,17 +137,21 @@ class SkyMatchStep(BackgroundStep):
             options = self._options(inputs.names)
             with stage("solution"):
                 found = match_skies(inputs.exposures(), options, work=work)
-        if self.regions and set(found.status) == {NO_PIXELS}:
-            raise ValueError(f"regions={self.regions} leave no good pixel in any exposure; check where they are")
-        match = replace(found, level=found.level + inputs.previous)
+            if self.regions and set(found.status) == {NO_PIXELS}:
+                raise ValueError(f"regions={self.regions} leave no good pixel in any exposure; check where they are")
+            match = replace(found, level=found.level + inputs.previous)
+            made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "masks", "regions")}
+            table = exposure_table(match, options, unit=inputs.unit, **made_with)
+            pairs = pair_table(match, unit=inputs.unit)
+            if self.report:
+                shown = pictures_of_levels(inputs.exposures(), table, previous=inputs.previous, work=work)
+                self.keep_report(table, pairs, shown=shown)
         with stage("subtraction"):
             for index, (level, sigma) in enumerate(zip(match.level.tolist(), match.sigma.tolist(), strict=True)):
                 self._record(inputs, index, self.skymethod, level, sigma)
         tell(log, story(match, inputs.unit, "subtracted" if self.subtract else "recorded"))
         if self.save_table:
-            made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "masks", "regions")}
-            exposures = exposure_table(match, options, unit=inputs.unit, **made_with)
-            save_tables(self.save_table, exposures, pair_table(match, unit=inputs.unit))
+            save_tables(self.save_table, table, pairs)
 
     def _options(self, names: list[str]) -> SkyMatchOptions:
         values = {name: getattr(self, name) for name in SkyMatchOptions.__dataclass_fields__}
@@ -164,7 +170,7 @@ class SkyMatchStep(BackgroundStep):
     def _record_given(self, library: ModelLibrary, given: dict[str, tuple[float, float]], method: str) -> None:
         inputs = LibraryExposures(library, dqbits=None, subtract=self.subtract)
         source = self.skylist or self.apply_table
-        idle = [name for name in ("masks", "regions", "save_table") if getattr(self, name)]
+        idle = [name for name in ("masks", "regions", "save_table", "report") if getattr(self, name)]
         if idle:
             log.warning("%s: without effect where levels are given, not measured", ", ".join(idle))
         levels = {stem(name): value for name, value in given.items()}

@@ -1,0 +1,92 @@
+"""The report of saved tables, with pictures of the exposures in files."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Row, Table
+
+from bkgmatch.images import FitsImage, check_distinct, read_plane
+from bkgmatch.quicklook import Look, look_at, side_for
+from bkgmatch.record import made_by, read_tables
+from bkgmatch.report import Shown, check_page, corrected, page_beside, write_report
+
+__all__ = ["report_files"]
+
+
+def report_files(table: Path, files: Sequence[Path] = (), page: Path | None = None) -> Path:
+    """
+    Write the report of a saved table.
+
+    Parameters
+    ----------
+    table : Path
+        ECSV file of exposures; that of the pairs is beside it.
+    files : sequence of Path, optional
+        The exposures, as they came or corrected, for pictures: some or all.
+    page : Path, optional
+        HTML file to write; by default beside the table.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    ValueError
+        If a file is no table or no image, is not in the table, or the page would replace something else.
+    ImportError
+        If matplotlib is not installed.
+    """
+    exposures, pairs = read_tables(table)
+    page = page or page_beside(table)
+    check_page(page)
+    if not page.resolve().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {page} does not exist; make it first")
+    shown = _shown(exposures, files) if files else []
+    write_report(page, exposures, pairs, shown=shown, facts={"table": str(table), "files": len(files)})
+    return page
+
+
+def _shown(exposures: Table, files: Sequence[Path]) -> list[Shown]:
+    step = made_by(exposures)
+    if step not in ("SkyMatchStep", "LevelMatchStep"):
+        raise ValueError(f"for a table of {step} give no files: its pictures are made by the step, with report=true")
+    check_distinct(files)
+    rows = [(path, _row_of(exposures, path)) for path in files]
+    return [_shown_file(path, row, len(files)) for path, row in rows]
+
+
+def _shown_file(path: Path, row: Row, number: int) -> Shown:
+    look = look_at(FitsImage.open(path).exposure(), side_for(number))
+    look = replace(look, image=_as_it_came(look, path, is_plane="slope_east" in row.colnames))
+    return Shown(str(row["name"]), look, corrected(look, dict(zip(row.colnames, row, strict=True))))
+
+
+def _row_of(exposures: Table, path: Path) -> Row:
+    """Row of a file: that of its name, or of the only one that differs in the last word, such as ``_cal``."""
+    names = [str(name) for name in exposures["name"]]
+    if path.name in names:
+        return exposures[names.index(path.name)]
+    meant = [k for k, name in enumerate(names) if _without_suffix(name) == _without_suffix(path.name)]
+    if len(meant) != 1:
+        raise ValueError(f"{path} is not in the table")
+    return exposures[meant[0]]
+
+
+def _without_suffix(name: str) -> str:
+    return Path(name).stem.rpartition("_")[0] or Path(name).stem
+
+
+def _as_it_came(look: Look, path: Path, *, is_plane: bool) -> np.ndarray:
+    """Image of a look, with what the step has subtracted added again."""
+    header = fits.getheader(path)
+    if not is_plane:
+        return look.image + np.float32(header["BKGLEVEL"] if header.get("BKGSUB") else 0)
+    plane = read_plane(header)
+    return look.image + plane.on_pixels(look.wcs, look.image.shape) if plane else look.image
