@@ -36,18 +36,20 @@ def run_demo(folder: Path, *, seed: int = 1) -> float:
     exposures = simulate_mosaic(rng=np.random.default_rng(seed), tiles=(2, 3), dithers=4, binning=4)
     print(f"Simulating {len(exposures)} NIRCam-like exposures in {folder}")
     association = write_exposures(exposures, folder / "exposures")
-    levels = _match(association, folder)
+    can_draw = find_spec("matplotlib") is not None
+    levels = _match(association, folder, report=can_draw)
     worst = _compare(exposures, levels)
-    if find_spec("matplotlib") is None:
-        print("No picture: that needs matplotlib (pip install 'bkgmatch[plot]')")
+    if not can_draw:
+        print("No picture and no report: these need matplotlib (pip install 'bkgmatch[plot]')")
         return worst
     picture = folder / "before_after.png"
     draw_before_after(exposures, dict(zip(levels["name"], levels["level"], strict=True)), picture)
     print(f"Picture: {picture}")
+    print(f"Report: {folder / 'levels.html'} (open it in a browser)")
     return worst
 
 
-def _match(association: Path, folder: Path) -> Table:
+def _match(association: Path, folder: Path, *, report: bool) -> Table:
     table = folder / "levels.ecsv"
     command = [
         str(Path(sys.executable).with_name("strun")),
@@ -57,6 +59,7 @@ def _match(association: Path, folder: Path) -> Table:
         "--save_results=true",
         f"--output_dir={folder / 'matched'}",
         f"--save_table={table}",
+        f"--report={report}".lower(),
         "--log-level=WARNING",
     ]
     print("$ strun " + " ".join(command[1:]), flush=True)
