@@ -225,3 +225,28 @@ def test_an_error_while_copies_are_written_leaves_none(files, tmp_path, capsys, 
 
     monkeypatch.setattr(datamodels.ImageModel, "save", fails)
     has(refused(capsys, tmp_path, tmp_path / "sky.ecsv", files[:3]), "no space left")
+
+
+def test_tables_of_levels_relative_to_others(files, tmp_path, capsys):
+    """A table says whether its exposures had a background of another step: it fits those, and not the originals."""
+    SkyMatchStep.call(
+        [str(file) for file in files[:3]], subtract=True, save_results=True, output_dir=str(tmp_path / "first")
+    )
+    skies = sorted((tmp_path / "first").glob("*_skymatch.fits"))
+    table = tmp_path / "relative.ecsv"
+    LevelMatchStep.call(
+        [str(file) for file in skies], save_table=str(table), save_results=True, output_dir=str(tmp_path / "second")
+    )
+    has(
+        refused(capsys, tmp_path, table, files[:3]),
+        files[0].name,
+        "relative to earlier ones",
+        "files that were matched",
+    )
+    assert apply(table, skies, tmp_path / "applied") == 0
+    for result in sorted((tmp_path / "second").glob("*_levelmatch.fits")):
+        applied = tmp_path / "applied" / result.name.replace("levelmatch", "skymatch")
+        np.testing.assert_array_equal(fits.getdata(applied), fits.getdata(result))
+    assert main(["report", str(table), *map(str, skies), "--out", str(tmp_path / "page.html")]) == 1
+    assert "relative to earlier ones" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()

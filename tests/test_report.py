@@ -1,7 +1,9 @@
 """Reports: the page, what is on it, its pictures, and how the command and the steps make it."""
 
+import re
 import shutil
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from bkgmatch.options import LevelMatchOptions, SkyMatchOptions
 from bkgmatch.page import MARK, Page, table
 from bkgmatch.pictures import pictures_of_levels
 from bkgmatch.planes import Plane
-from bkgmatch.quicklook import block_means, common_part, fields_of, look_at, mosaics
+from bkgmatch.quicklook import Picture, block_means, common_part, fields_of, look_at, mosaics
 from bkgmatch.record import exposure_table, level_pair_table, level_table, pair_table, save_tables
 from bkgmatch.report import check_page, corrected, page_beside, write_report
 from bkgmatch.report_figures import short_names, stretches
@@ -190,11 +192,132 @@ def test_stretches_are_equally_wide_about_the_middle_of_each():
 def test_short_names_tell_apart():
     names = [f"jw01_{k}_nrca1_cal.fits" for k in (1, 2)]
     assert short_names(names) == ["1", "2"]
-    assert short_names(["a_b.fits", "c.fits"]) == ["a_b.fits", "c.fits"]
+    assert short_names(["a_b.fits", "c.fits"]) == ["a b", "c"]
     assert short_names(["a.fits"]) == ["a.fits"]
+    long = [f"jw01345{obs:03d}001_02101_00002_nrc{m}long_cal.fits" for obs in (1, 2) for m in "ab"]
+    assert short_names(long) == ["001 nrcalong", "001 nrcblong", "002 nrcalong", "002 nrcblong"]
+
+
+@pytest.mark.parametrize("names", [["a_b.fits", "a.b.fits"], ["a.fits", "a_b.fits"], ["x_a b_c", "x_a_b_c"]])
+def test_short_names_do_not_become_equal(names):
+    short = short_names(names)
+    assert len(set(short)) == 2
+    assert all(short)
+
+
+def test_labels_stay_different():
+    ends = [f"{'a' * 30}{k}{'b' * 30}" for k in range(3)]
+    assert report_figures._labels(ends) == ends
+    names = [f"jw0134{k}00{k}001_0{k}101_0000{k}_nrc{m}long_cal.fits" for k in range(3) for m in "ab"]
+    labels = report_figures._labels(names)
+    assert len(set(labels)) == 6
+    assert max(map(len, labels)) <= 24
+
+
+def test_titles_of_differences_are_not_cut(monkeypatch):
+    """Titles lie within the picture, above the axes and the colour bar, also of a narrow picture."""
+    seen = []
+    monkeypatch.setattr(report_figures, "_png", lambda figure: seen.append(figure) or b"")
+    for length, shape in ((43, (40, 40)), (43, (80, 10)), (300, (40, 40))):
+        picture = Picture(np.ones(shape), (0, shape[1], 0, shape[0]))
+        names = tuple(f"jw_{k}$".ljust(length, "x") for k in range(2))
+        report_figures.difference(picture, names, "MJy/sr")
+        seen[-1].canvas.draw()
+        box, (width, height) = seen[-1]._suptitle.get_window_extent(), seen[-1].bbox.size
+        assert 0 < box.x0 < box.x1 < width, (length, shape)
+        assert max(ax.get_tightbbox().y1 for ax in seen[-1].axes) <= box.y0 < box.y1 < height
+        assert len(seen[-1]._suptitle.get_text().splitlines()) == 2
 
 
 # ------------------------------------------------------------------------------------------------------- what is on it
+
+
+def text_of(path, exposures, pairs, **more):
+    write_report(path, exposures, pairs, **more)
+    return check(path).text
+
+
+@pytest.fixture(scope="module")
+def many_pairs():
+    return matched(exposures_of([1, 2, 3, 4, 5, 6, 7, 8, 9]))
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize(("pulls", "told"), [((7, -20, 5), "; 2 beyond 6, off the axis"), ((5.9,), "")])
+def test_pairs_beyond_the_axis_are_told(many_pairs, tmp_path, pulls, told):
+    found, pairs = many_pairs[0], many_pairs[1].copy()
+    pairs["residual"][:] = 0.1 * pairs["sigma"]
+    pairs["residual"][: len(pulls)] = np.array(pulls) * pairs["sigma"][: len(pulls)]
+    text = text_of(tmp_path / "a.html", found, pairs)
+    assert f"{len(pulls)} of {len(pairs)} beyond 3 sigma{told}" in text
+    assert ("off the axis" in text) == bool(told)
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_bad_match_is_told(many_pairs, tmp_path):
+    found, pairs = many_pairs[0].copy(), many_pairs[1].copy()
+    signs = np.resize([1, -1], len(pairs))
+    pairs["residual"] = 2.9 * signs * pairs["sigma"]
+    assert "This match is bad" not in text_of(tmp_path / "a.html", found, pairs)
+    pairs["residual"] = 3.1 * signs * pairs["sigma"]
+    text = text_of(tmp_path / "a.html", found, pairs)
+    assert "This match is bad: what is left of the pairs is 3.1 times their errors" in text
+    assert "more than a constant; try skystat='difference'" in text
+    found.meta["options"] = {**found.meta["options"], "skystat": "difference"}
+    text = text_of(tmp_path / "a.html", found, pairs)
+    assert "more than a constant; try LevelMatchStep" in text
+    pairs["residual"][1:] = 0.0
+    pairs["residual"][0] = 1000 * pairs["sigma"][0]
+    pairs["status"][0] = "down-weighted"
+    assert "This match is bad" not in text_of(tmp_path / "a.html", found, pairs)
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_bad_match_of_planes_is_told(tmp_path):
+    found, pairs = planes(exposures_of([1, 2, 3, 4]))
+    pairs["residual"], pairs["status"] = 5 * pairs["sigma"], "used"
+    found["slope_east"] = 0.0
+    found["slope_north"] = 0.0
+    assert "more than a constant; try planes" in text_of(tmp_path / "a.html", found, pairs)
+    found["slope_east"][0] = 0.1
+    assert "more than a plane; look at the worst pairs" in text_of(tmp_path / "a.html", found, pairs)
+
+
+@pytest.mark.usefixtures("drawn")
+def test_positions_of_centres_are_told(tmp_path):
+    wcs = tan(0.0, -20.0, shape=SHAPE)
+    exposures = [Exposure.from_arrays(n, np.random.default_rng(1).normal(size=SHAPE), wcs) for n in ("a", "b")]
+    found, pairs = matched(exposures)
+    text = text_of(tmp_path / "a.html", found, pairs, shown=pictures_of_levels(exposures, found))
+    centres = np.array(re.findall(r"Centre: RA (\d+\.\d{5}), Dec (-\d+\.\d{5}) degrees", text), dtype=float)
+    assert len(centres) == 4  # two mosaics, map, difference
+    ra, dec = to_sky(wcs)((SHAPE[1] - 1) / 2, (SHAPE[0] - 1) / 2)
+    away = (centres - [ra, dec] + 180) % 360 - 180
+    assert np.abs(away).max() < 1 / 3600
+    assert "hide each other" in text
+
+
+@pytest.mark.usefixtures("drawn")
+def test_positions_and_errors_have_digits_of_their_own(tmp_path):
+    found, pairs = planes(exposures_of([1, 2, 3, 4]))
+    found["ra"][0], found["dec"][0], found["level"][0] = 150.00512345, 2.5, 1.23456789
+    for name in ("sigma", "sigma_east"):
+        found[name][0] = 0.0123456
+    pairs["sigma"][0], pairs["offset"][0] = 0.0123456, 0.0123456
+    write_report(tmp_path / "a.html", found, pairs)
+    *_, of_exposures, of_pairs = check(tmp_path / "a.html").tables
+    cells = dict(zip([head.partition(" (")[0] for head in of_exposures[0]], of_exposures[1], strict=True))
+    assert [cells[c] for c in ("ra", "dec", "level")] == ["150.005123", "2.500000", "1.23457"]
+    assert [cells[c] for c in ("sigma", "sigma_east")] == ["0.0123"] * 2
+    cells = dict(zip([head.partition(" (")[0] for head in of_pairs[0]], of_pairs[1], strict=True))
+    assert (cells["sigma"], cells["offset"]) == ("0.0123", "0.0123456")
+
+
+@pytest.mark.usefixtures("drawn")
+def test_the_date_is_told(many_pairs, tmp_path):
+    before = datetime.now(UTC).replace(second=0, microsecond=0)
+    found = re.search(r"on (\d{4}-\d\d-\d\d at \d\d:\d\d) UTC", text_of(tmp_path / "a.html", *many_pairs))
+    assert before <= datetime.strptime(found[1] + "+0000", "%Y-%m-%d at %H:%M%z") <= datetime.now(UTC)
 
 
 @pytest.fixture
@@ -299,6 +422,7 @@ def test_planes_are_arrows(tmp_path, drawn):
     shown = pictures_of_levels(exposures, found)
     write_report(tmp_path / "a.html", found, pairs, shown=shown)
     arrows = drawn["sky_map"][0][0].arrows
+    assert drawn["sky_map"][0][0].unit == "MJy / sr"
     np.testing.assert_allclose(arrows, [slope, (0, 0), (0, 0), (0, 0)], atol=0.01)
     after = mosaics([s.look for s in shown], [s.after for s in shown])[0].image
     np.testing.assert_allclose(after[np.isfinite(after)], 1, atol=0.06)
@@ -580,3 +704,17 @@ def test_marks_are_what_pages_begin_with(tmp_path):
     Page("a", "", {}).write(tmp_path / "a.html")
     assert (tmp_path / "a.html").read_text().startswith(MARK)
     check_page(tmp_path / "a.html")
+
+
+def test_a_page_that_cannot_be_written_costs_no_results(three, offline, monkeypatch, caplog):
+    def full(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("bkgmatch.steps.base.write_report", full)
+    library = SkyMatchStep.call(str(association(three)), report=True, subtract=True, save_results=True)
+    assert len(library) == len(three)
+    assert len(list(Path().glob("*_skymatch.fits"))) == len(three)
+    (told,) = [record for record in caplog.records if "could not be written" in record.message]
+    assert "no space left" in told.message
+    assert told.levelname == "WARNING"
+    assert not list(Path().glob("*.html"))

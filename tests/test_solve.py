@@ -140,6 +140,19 @@ def test_other_weights_by_the_same_factors(p, held, prior, monkeypatch):
     np.testing.assert_allclose(system.solution_of(changed), expected, atol=1e-8 * np.abs(expected).max())
 
 
+def test_each_component_is_solved_to_its_own_precision():
+    """A component of weights that are 1e-12 of the others' is not taken for rounding."""
+    rng = np.random.default_rng(43)
+    first, second = random_graph(rng)
+    _, _, equations = observations(rng, N, first, second, 3)
+    faint = np.where(np.isin(first, PARTS[1]), 1e-12, 1.0)
+    equations = replace(equations, normal=equations.normal * faint[:, None, None], rhs=equations.rhs * faint[:, None])
+    changed = other_weights(equations, rng, 0.1)
+    expected = NormalSystem(N, changed).solution()
+    found = NormalSystem(N, equations).solution_of(changed)
+    np.testing.assert_allclose(found, expected, atol=1e-8 * np.abs(expected).max())
+
+
 def test_very_different_weights_are_factorised(monkeypatch):
     rng = np.random.default_rng(41)
     _, _, equations = observations(rng, N, *random_graph(rng), 3)

@@ -89,6 +89,29 @@ def test_a_sky_match_with_a_lost_exposure_and_two_sets():
     ]
 
 
+@pytest.mark.parametrize(
+    ("residual", "weight", "expected"),
+    [(4.4, 1.0, "4 times"), (2.9, 1.0, None), (-3.1, 1.0, "3 times"), (1000.0, 0.4, None)],
+)
+def test_a_bad_sky_match_is_a_warning(residual, weight, expected):
+    ones, few = np.ones(3), np.arange(3)
+    pairs = Offsets(few, (few + 1) % 3, ones, 0.1 * ones, ones, ones, np.array([weight, 1, 1]), None, None)
+    left = 0.1 * np.array([residual, *([0.1] * 2 if weight < 0.5 else [residual] * 2)])
+    match = SkyMatch(tuple("abc"), few, np.zeros(3, int), ones, ones, ones, ones, ("matched",) * 3, pairs, left)
+    warnings = [line for is_warning, line in story(match, UNIT, "recorded") if is_warning]
+    assert len(warnings) == (expected is not None)
+    if expected:
+        assert warnings[0].startswith(f"What is left of the pairs is {expected} their errors")
+        assert "skystat='difference'" in warnings[0]
+
+
+def test_a_sky_match_without_noise_is_not_bad():
+    pairs = Offsets(np.array([0]), np.array([1]), *[np.zeros(1)] * 5, None, None)
+    two = np.ones(2)
+    match = SkyMatch(("a", "b"), two, np.zeros(2, int), two, two, two, two, ("matched",) * 2, pairs, np.ones(1))
+    assert not any(is_warning for is_warning, _ in story(match, UNIT, "recorded"))
+
+
 @pytest.mark.parametrize("module", [execution, progress, stories])
 def test_examples(module):
     result = doctest.testmod(module)

@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit code: 0 for success, 1 for an error, 2 for wrong usage.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
     except (ImportError, OSError, ValueError, CalledProcessError) as error:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ def _within(seconds: float, call: Callable[[], T], discard: Callable[[T], object
 
 def _check_workers(client: Any, address: str, folders: Sequence[Path]) -> None:
     try:
-        if not client.nthreads():
+        if not _within(_CONNECT_SECONDS, client.nthreads):
             log.info("The Dask scheduler has no workers: waiting %.0f s for one", _WORKER_SECONDS)
         client.wait_for_workers(1, timeout=_WORKER_SECONDS)
     except TimeoutError as error:
@@ -215,10 +216,11 @@ class _ClusterExecutor(Executor):
 
     def _watch(self) -> None:
         """Fail all that is pending if there has been no worker for long."""
-        missing = 0.0
+        seen = time.monotonic()
         while not self._closed.wait(_WATCH_SECONDS):
-            missing = 0.0 if self._has_workers() else missing + _WATCH_SECONDS
-            if missing > _WORKER_SECONDS:
+            if self._has_workers():
+                seen = time.monotonic()
+            if time.monotonic() - seen > _WORKER_SECONDS:
                 for future in list(self._pending):
                     self._fail(future, f"The Dask scheduler at {self._address} has no workers any more")
 

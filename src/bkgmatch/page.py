@@ -18,6 +18,7 @@ MARK = "<!DOCTYPE html>\n<!-- report of bkgmatch -->"
 """What our pages begin with."""
 
 _NO_VALUE = "–"
+_DIGITS = ".6g"
 
 _STYLE = """
 :root { --ink: #1d232b; --soft: #5b6673; --line: #d5dae0; --shade: #f3f5f7; --link: #00558c; }
@@ -184,7 +185,11 @@ def figures(parts: Iterable[str]) -> str:
     return f'<div class="figures">{html}</div>' if html else ""
 
 
-def table(columns: Mapping[str, Sequence[Any]], units: Mapping[str, str] | None = None) -> str:
+def table(
+    columns: Mapping[str, Sequence[Any]],
+    units: Mapping[str, str] | None = None,
+    formats: Mapping[str, str] | None = None,
+) -> str:
     """
     Return a table that a click on a heading sorts.
 
@@ -194,14 +199,19 @@ def table(columns: Mapping[str, Sequence[Any]], units: Mapping[str, str] | None 
         Values, by the name of the column.
     units : mapping, optional
         Units of columns.
+    formats : mapping, optional
+        How numbers of columns are written, such as ``.3g``; by default with 6 digits.
     """
-    units = units or {}
+    units, formats = units or {}, formats or {}
     kinds = {name: _kind(values) for name, values in columns.items()}
     heads = "".join(
         f'<th class="{kinds[name]}" scope="col"><button>{escape(_head(name, units.get(name, "")))}</button></th>'
         for name in columns
     )
-    cells = [[_cell(_text(value), kinds[name]) for value in values] for name, values in columns.items()]
+    cells = [
+        [_cell(_text(value, formats.get(name, _DIGITS)), kinds[name]) for value in values]
+        for name, values in columns.items()
+    ]
     rows = "".join(f"<tr>{''.join(row)}</tr>" for row in zip(*cells, strict=True))
     return f'<div class="table" tabindex="0"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
 
@@ -222,11 +232,11 @@ def _head(name: str, unit: str) -> str:
     return f"{name} ({unit})" if unit else name
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, digits: str = _DIGITS) -> str:
     if isinstance(value, float | np.floating):
-        return f"{value:.6g}" if np.isfinite(value) else _NO_VALUE
+        return format(float(value), digits) if np.isfinite(value) else _NO_VALUE
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, list | tuple | np.ndarray):
-        return ", ".join(map(_text, value)) or _NO_VALUE
+        return ", ".join(_text(one, digits) for one in value) or _NO_VALUE
     return _NO_VALUE if value is None else str(value)

@@ -72,10 +72,13 @@ class Picture(NamedTuple):
         Values, NaN without any.
     extent : tuple of float
         Left, right, bottom and top: arcseconds to the west and to the north of the centre.
+    centre : tuple of float, optional
+        Right ascension and declination of the centre, in degrees; None where it is not on the sky.
     """
 
     image: np.ndarray
     extent: tuple[float, float, float, float]
+    centre: tuple[float, float] | None = None
 
 
 def side_for(number: int) -> int:
@@ -171,7 +174,7 @@ def mosaics(looks: Sequence[Look], *layers: Sequence[np.ndarray]) -> list[Pictur
     size = grid.cell / _ARCSEC
     left, bottom = (low - 0.5) * size
     extent = (float(left), float(left + nx * size), float(bottom), float(bottom + ny * size))
-    return [Picture(image, extent) for image in means]
+    return [Picture(image, extent, position(grid.axes[2])) for image in means]
 
 
 def _cells(look: Look, grid: Grid, low: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -187,9 +190,9 @@ def common_part(one: Picture, two: Picture) -> Picture:
     difference = one.image - two.image
     rows, columns = (np.flatnonzero(np.isfinite(difference).any(axis=k)) for k in (1, 0))
     if not len(rows):
-        return Picture(difference[:0, :0], one.extent)
+        return one._replace(image=difference[:0, :0])
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     left, right, bottom, top = one.extent
     x = np.linspace(left, right, difference.shape[1] + 1)[[columns[0], columns[-1] + 1]]
     y = np.linspace(bottom, top, difference.shape[0] + 1)[[rows[0], rows[-1] + 1]]
-    return Picture(difference[box], (float(x[0]), float(x[1]), float(y[0]), float(y[1])))
+    return Picture(difference[box], (float(x[0]), float(x[1]), float(y[0]), float(y[1])), one.centre)

@@ -1,7 +1,8 @@
 """What a report shows of a result: from its tables, and from pictures of the exposures where there are any."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from bkgmatch.page import MARK, Page, definitions, figure, figures, paragraph, t
 from bkgmatch.planes import Plane, tangent_axes
 from bkgmatch.quicklook import Look, Picture, common_part, fields_of, mosaics
 from bkgmatch.record import made_by
-from bkgmatch.report_figures import Curve, SkyMap, check_matplotlib, short_names, sky_map
+from bkgmatch.report_figures import LARGEST_PULL, Curve, SkyMap, check_matplotlib, short_names, sky_map
 
 __all__ = ["Example", "Shown", "check_page", "corrected", "group_name", "page_beside", "write_report"]
 
@@ -32,6 +33,18 @@ _BANDS = {  # wavelengths in micrometres, Argyriou et al. 2023, A&A 675, A111
 }
 _BAND_NAMES = ("SHORT", "MEDIUM", "LONG")
 _ARCSEC = np.pi / 648000
+_POOR = 3.0  # rms of residuals, in their errors
+_ERRORS = {"SkyMatchStep": "these errors and those of the levels"}  # the other steps scale those of what they subtract
+_FORMATS = {"ra": ".6f", "dec": ".6f", "errors": ".3g"}
+_CURES = {
+    "SkyMatchStep": "try skystat='difference', or LevelMatchStep with planes (fit_type_dithers='level+slope').",
+    "LevelMatchStep": "try planes (fit_type_dithers and fit_type_mosaic_tiles='level+slope').",
+    "MRSIMatchStep": "try a higher bkg_degree.",
+}
+_LAST_CURES = {
+    "SkyMatchStep": "try LevelMatchStep with planes (fit_type_dithers='level+slope').",
+    "LevelMatchStep": "look at the worst pairs below.",
+}
 
 
 class Shown(NamedTuple):
@@ -43,7 +56,7 @@ class Shown(NamedTuple):
     name : str
         Name, as in the table.
     look : Look
-        As it came.
+        Before correction.
     after : ndarray
         Its image after correction.
     group : str
@@ -241,24 +254,24 @@ class _Report:
             looks = [shown.look for shown in field.shown]
             before, after = mosaics(looks, [look.image for look in looks], [shown.after for shown in field.shown])
             limits = draw.stretches([before.image, after.image])
-            n = len(looks)
+            what = f"Mosaic of {len(looks)} exposures{_of(field.name)}"
             yield figures(
                 figure(
                     draw.mosaic(picture, at, title, self.unit),
-                    f"Mosaic of {n} exposures {title}{_of(field.name)}, {at[0]:.4g} to {at[1]:.4g} {self.unit}",
-                    field.name,
+                    f"{what} {title} correction, {at[0]:.4g} to {at[1]:.4g} {self.unit}",
+                    _caption(field.name, picture.centre),
                 )
-                for picture, title, at in zip((before, after), ("as they came", "corrected"), limits, strict=True)
+                for picture, title, at in zip((before, after), ("before", "after"), limits, strict=True)
             )
         if drawn:
             yield paragraph(
-                "Means of good pixels, north up, east to the left. Both pictures have the same stretch, "
-                f"about the middle of each.{self._more_fields()}"
+                "Means of good pixels before and after correction, north up, east to the left. Both pictures have the "
+                f"same stretch, about the middle of each.{self._more_fields()}"
             )
 
     def _maps(self) -> Iterator[str]:
         drawn = [field for field in self.fields if field.shown or "ra" in self.exposures.colnames]
-        maps = [(field, self._map(field)) for field in drawn]
+        maps = [(field, *self._map(field)) for field in drawn]
         if not maps:
             return
         yield figures(
@@ -266,19 +279,22 @@ class _Report:
                 sky_map(of, field.name, self.label),
                 f"Map of {len(field.rows)} exposures{_of(field.name)}, coloured by {self.label}, with {len(of.edges)} "
                 f"lines between those that are compared, in {len(set(of.component.tolist()))} connected sets",
+                _caption(field.name, centre),
             )
-            for field, of in maps
+            for field, of, centre in maps
         )
         yield paragraph(
             "Colours are corrections; white with an orange edge: none. Lines join exposures that are compared; broken "
-            f"lines are down-weighted or rejected pairs.{self._more_fields()}"
+            "lines are down-weighted or rejected pairs. Exposures that lie on top of each other, such as dithers, hide "
+            f"each other: see Corrections for all of them.{self._more_fields()}"
         )
 
-    def _map(self, field: _Field) -> SkyMap:
+    def _map(self, field: _Field) -> tuple[SkyMap, tuple[float, float]]:
         place = {int(row): k for k, row in enumerate(field.rows)}
         edges = [(place[i], place[j], s) for i, j, s in self._edges() if i in place and j in place]
         vectors, rings = self._where(field)
-        east, north, middle = tangent_axes(*position(vectors.sum(axis=0)))
+        centre = position(vectors.sum(axis=0))
+        east, north, middle = tangent_axes(*centre)
         axes = np.array([-east, north, middle])
         arrows = None
         if "slope_east" in self.exposures.colnames:
@@ -286,7 +302,8 @@ class _Report:
             arrows = slopes if np.nan_to_num(slopes).any() else None
         outlines = [[gnomonic(ring, axes) / _ARCSEC for ring in of] for of in rings]
         centres = gnomonic(vectors, axes) / _ARCSEC
-        return SkyMap(centres, outlines, self.level[field.rows], self.component[field.rows], edges, arrows)
+        level, component = self.level[field.rows], self.component[field.rows]
+        return SkyMap(centres, outlines, level, component, edges, arrows, self.unit), centre
 
     def _where(self, field: _Field) -> tuple[np.ndarray, list[list[np.ndarray]]]:
         """Middle and outlines of exposures, as unit vectors; without pictures no outlines."""
@@ -340,7 +357,7 @@ class _Report:
         if self.example is None:
             return
         seen = self.example
-        images = {"as it came": seen.before, "background": seen.background, "background subtracted": seen.after}
+        images = {"before": seen.before, "background": seen.background, "after": seen.after}
         limits = draw.stretches(list(images.values()))
         drawn = [
             figure(draw.mosaic(_whole(image), at, title, self.unit, sky=False), f"{seen.name}, {title}")
@@ -358,7 +375,36 @@ class _Report:
             width = float(np.sqrt(np.mean(known**2)))
             outside = int(np.sum(np.abs(known) > 3))
             told = f"rms {width:.2f}; {outside} of {known.size} beyond 3 sigma"
+            piled = int(np.sum(np.abs(known) > LARGEST_PULL))
+            if piled:
+                told += f"; {piled} beyond {LARGEST_PULL:g}, off the axis: counted in the bins at its ends"
             yield figures([figure(draw.residuals(known), f"Histogram of residuals of pairs in sigmas: {told}", told)])
+            yield from self._poor()
+
+    def _poor(self) -> Iterator[str]:
+        """Say so if the match is bad, by the pairs in full use."""
+        used = np.array([status == "used" for status in self._pair_status()])
+        pulls = self.pulls[used & np.isfinite(self.pulls)]
+        width = float(np.sqrt(np.mean(pulls**2))) if pulls.size else 0.0
+        if width > _POOR:
+            yield paragraph(
+                f"This match is bad: what is left of the pairs is {width:.3g} times their errors (rms), so that "
+                f"{_ERRORS.get(self.step, 'these errors')} are too small, and the exposures differ by more than "
+                f"{self._fitted()}; {self._cure()}"
+            )
+
+    def _fitted(self) -> str:
+        if self.step == "MRSIMatchStep":
+            return "these polynomials"
+        return "a plane" if self._has_planes() else "a constant"
+
+    def _has_planes(self) -> bool:
+        return bool(np.nan_to_num(_floats(self.exposures, "slope_east")).any())
+
+    def _cure(self) -> str:
+        by_difference = self.exposures.meta.get("options", {}).get("skystat") == "difference"
+        cures = _CURES | _LAST_CURES if self._has_planes() or by_difference else _CURES
+        return cures.get(self.step, "look at the worst pairs below.")
 
     def _worst(self) -> Iterator[str]:
         if self.pairs is None or not len(self.pulls):
@@ -367,7 +413,7 @@ class _Report:
         pairs = self.pairs[order]
         columns = {name: _values(pairs, name) for name in ("first", "second", "offset", "sigma", "residual")}
         columns |= {"residual / sigma": self.pulls[order], "status": [self._pair_status()[k] for k in order]}
-        yield table(columns, _units(pairs))
+        yield table(columns, _units(pairs), _formats(columns))
         by_row = {self.row[shown.name, shown.group]: shown for shown in self.shown}
         yield figures(
             self._difference(int(k), by_row[i], by_row[j])
@@ -382,15 +428,15 @@ class _Report:
             return ""
         short = dict(zip(self.names, short_names(self.names), strict=True))
         first, second = short[one.name], short[two.name]
-        caption = f"{one.name} − {two.name}{_of(one.group)}, corrected: residual {self.pulls[k]:.2f} sigma"
-        return figure(
-            draw.difference(left, f"{first} − {second}", self.unit), f"Difference {caption}", caption, size="small"
-        )
+        told = f"{one.name} − {two.name}{_of(one.group)}, after correction: residual {self.pulls[k]:.2f} sigma"
+        png = draw.difference(left, (first, second), self.unit)
+        return figure(png, f"Difference {told}", _caption(told, left.centre), size="small")
 
     def _run(self) -> Iterator[str]:
         meta = self.exposures.meta
         yield definitions({"step": self.step, "bkgmatch": meta.get("bkgmatch", "unknown"), **self.facts})
-        yield paragraph(f"Page made by bkgmatch {version('bkgmatch')}. Parameters:")
+        now = datetime.now(UTC)
+        yield paragraph(f"Page made by bkgmatch {version('bkgmatch')} on {now:%Y-%m-%d at %H:%M} UTC. Parameters:")
         yield definitions(dict(meta.get("options", {})))
         if "reference" in meta:
             yield paragraph(f"Zero point: {', '.join(map(str, meta['reference']))}")
@@ -485,7 +531,12 @@ def _units(of: Table) -> dict[str, str]:
 
 
 def _shown_table(of: Table) -> str:
-    return table({name: _values(of, name) for name in of.colnames}, _units(of))
+    return table({name: _values(of, name) for name in of.colnames}, _units(of), _formats(of.colnames))
+
+
+def _formats(names: Iterable[str]) -> dict[str, str]:
+    """Positions to a few milliarcseconds, errors with three digits."""
+    return _FORMATS | {name: ".3g" for name in names if name == "sigma" or name.startswith("sigma_")}
 
 
 def _values(of: Table, name: str) -> Any:
@@ -498,6 +549,14 @@ def _values(of: Table, name: str) -> Any:
 def _whole(image: np.ndarray) -> Picture:
     ny, nx = image.shape
     return Picture(image, (-0.5, nx - 0.5, -0.5, ny - 0.5))
+
+
+def _caption(text: str, centre: tuple[float, float] | None) -> str:
+    """Text and the centre of a picture of the sky."""
+    if centre is None:
+        return text
+    ra, dec = round(centre[0], 5) % 360, centre[1]
+    return f"{text}{'. ' if text else ''}Centre: RA {ra:.5f}, Dec {dec:.5f} degrees"
 
 
 def _of(name: str) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from bkgmatch.quicklook import Picture
+from bkgmatch.stories import spaced
 
 __all__ = [
+    "LARGEST_PULL",
     "Curve",
     "SkyMap",
     "check_matplotlib",
@@ -32,8 +34,12 @@ _LINES = {"used": "-", "down-weighted": "--", "rejected": ":"}
 _LINE_COLORS = {"used": _SOFT, "down-weighted": "#D55E00", "rejected": "#CC79A7"}
 _DPI = 120
 _NAMED = 40  # exposures that are named at the axis
-_LARGEST_PULL = 6.0
-_WORDS = re.compile("[_.]")
+_WORDS = re.compile(r"[_.]|(?<=^jw\d{5})(?=\d{6}_)|(?<=^jw\d{8})(?=\d{3}_)")  # programme, observation, visit
+_LABEL = 24  # letters of a name at an axis
+_TITLE = 64  # letters of a title over a narrow picture
+
+LARGEST_PULL = 6.0
+"""Where the axis of `residuals` ends."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class SkyMap:
         Pairs: two exposures, and ``used``, ``down-weighted`` or ``rejected``.
     arrows : ndarray, shape (n, 2), optional
         Slopes to the east and to the north.
+    unit : str
+        Unit of the slopes, but for "per arcsec".
     """
 
     centres: np.ndarray
@@ -63,6 +71,7 @@ class SkyMap:
     component: np.ndarray
     edges: Sequence[tuple[int, int, str]]
     arrows: np.ndarray | None = None
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,12 +107,29 @@ def check_matplotlib() -> None:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names without the words that all of them have."""
+    """Names without the words that all of them have; as they are where that would make two names equal."""
     words = [_WORDS.split(name) for name in names]
-    if len(set(map(len, words))) != 1 or len(set(names)) < 2:
+    if len(set(names)) < 2:
         return list(names)
+    short = [" ".join(of) for of in (_telling(words) if len(set(map(len, words))) == 1 else _trimmed(words))]
+    return short if all(short) and len(set(short)) == len(set(names)) else list(names)
+
+
+def _telling(words: list[list[str]]) -> list[list[str]]:
     telling = [k for k in range(len(words[0])) if len({of[k] for of in words}) > 1]
-    return [" ".join(of[k] for k in telling) for of in words]
+    return [[of[k] for k in telling] for of in words]
+
+
+def _trimmed(words: list[list[str]]) -> list[list[str]]:
+    """Without the first and the last words that all have."""
+    first = _common(words)
+    rest = [of[first:] for of in words]
+    last = _common([of[::-1] for of in rest])
+    return [of[: len(of) - last] for of in rest]
+
+
+def _common(words: list[list[str]]) -> int:
+    return next((k for k, of in enumerate(zip(*words, strict=False)) if len(set(of)) > 1), min(map(len, words)))
 
 
 def stretches(images: Sequence[np.ndarray]) -> list[tuple[float, float]]:
@@ -135,13 +161,15 @@ def mask(picture: Picture, title: str) -> bytes:
     return _png(figure)
 
 
-def difference(picture: Picture, title: str, unit: str) -> bytes:
-    """Draw a difference: what is left is red or blue about zero."""
+def difference(picture: Picture, names: tuple[str, str], unit: str) -> bytes:
+    """Draw the difference of two exposures: what is left is red or blue about zero."""
     known = np.abs(picture.image[np.isfinite(picture.image)])
     depth = 5 * float(np.median(known)) or float(known.max()) or 1.0
     figure, ax = _figure(4.2, width=5.2)
     shown = ax.imshow(picture.image, origin="lower", extent=picture.extent, cmap="RdBu_r", vmin=-depth, vmax=depth)
-    ax.set_title(title, fontsize=10)
+    first, second = (_clipped(name, _TITLE) for name in names)
+    longest = max(len(first), len(second) + 2)
+    figure.suptitle(f"{first}\n− {second}", fontsize=min(10, 10 * 48 / longest), parse_math=False)
     _sky_axes(ax)
     figure.colorbar(shown, ax=ax, label=unit or "value", shrink=0.85, extend="both")
     return _png(figure)
@@ -233,7 +261,7 @@ def _arrows(ax: Any, drawn: SkyMap) -> Any:
         *drawn.centres.T, *(slopes / longest * length).T, angles="xy", scale_units="xy", scale=1, color="#D55E00",
         edgecolor="white", linewidth=0.6, width=0.007, zorder=5,
     )  # fmt: skip
-    label = f"arrow: rise of the plane, longest {longest:.2g} per arcsec"
+    label = f"arrow: rise of the plane, longest {longest:.2g}{spaced(drawn.unit)} per arcsec"
     return Line2D([], [], color="#D55E00", marker=">", ls="-", label=label)
 
 
@@ -253,8 +281,8 @@ def corrections(names: Sequence[str], value: np.ndarray, sigma: np.ndarray, comp
         ax.plot(missing, np.full(len(missing), 0.02), "x", color="#D55E00", transform=ax.get_xaxis_transform(),
                 label="no correction")  # fmt: skip
     shown = place[:: -(-len(names) // _NAMED)]
-    short = short_names(names)
-    ax.set_xticks(shown, [_clipped(short[i]) for i in shown], rotation=90 if len(names) > 6 else 0, fontsize=8)
+    short = _labels(names)
+    ax.set_xticks(shown, [short[i] for i in shown], rotation=90 if len(names) > 6 else 0, fontsize=8)
     ax.set(ylabel=label, xlim=(-0.7, len(names) - 0.3))
     ax.grid(axis="y", color="#d5dae0", lw=0.6)
     if ax.get_legend_handles_labels()[0]:
@@ -262,16 +290,25 @@ def corrections(names: Sequence[str], value: np.ndarray, sigma: np.ndarray, comp
     return _png(figure)
 
 
-def _clipped(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
+def _labels(names: Sequence[str]) -> list[str]:
+    """Short names, clipped where that leaves them different."""
+    short = short_names(names)
+    clipped = [_clipped(name, _LABEL) for name in short]
+    return clipped if len(set(clipped)) == len(set(names)) else short
+
+
+def _clipped(name: str, most: int) -> str:
+    """Leave out the middle of a long name."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - half]}…{name[-half:]}"
 
 
 def residuals(pulls: np.ndarray) -> bytes:
     """Draw how many pairs differ from the fit by how many of their errors, beside what noise alone would do."""
     figure, ax = _figure(3.8)
-    edges = np.linspace(-_LARGEST_PULL, _LARGEST_PULL, int(np.clip(4 * len(pulls) ** 0.4, 13, 61)))
+    edges = np.linspace(-LARGEST_PULL, LARGEST_PULL, int(np.clip(4 * len(pulls) ** 0.4, 13, 61)))
     ax.hist(np.clip(pulls, edges[0], edges[-1]), edges, color=_COLORS[4], edgecolor=_COLORS[0], lw=0.6, label="pairs")
-    x = np.linspace(-_LARGEST_PULL, _LARGEST_PULL, 200)
+    x = np.linspace(-LARGEST_PULL, LARGEST_PULL, 200)
     noise = len(pulls) * (edges[1] - edges[0]) * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
     ax.plot(x, noise, color=_COLORS[1], ls="--", label="noise alone (width 1)")
     ax.set(xlabel="(measured - fitted) / sigma", ylabel="pairs")
@@ -283,10 +320,10 @@ def curves(drawn: Sequence[Curve], title: str, label: str) -> bytes:
     """Draw corrections against wavelength, each with its error at one wavelength."""
     figure, ax = _figure(4.2)
     styles = ["-", "--", "-.", ":"]
-    for k, (curve, name) in enumerate(zip(drawn, short_names([c.name for c in drawn]), strict=True)):
+    for k, (curve, name) in enumerate(zip(drawn, _labels([c.name for c in drawn]), strict=True)):
         color = _COLORS[k % len(_COLORS)]
         line = styles[k // len(_COLORS) % len(styles)]
-        named = _clipped(name) if len(drawn) <= 12 else None
+        named = name if len(drawn) <= 12 else None
         ax.plot(curve.wavelength, curve.value, color=color, ls=line, lw=1.4, label=named)
         middle = np.interp(curve.at, curve.wavelength, curve.value)
         ax.errorbar(curve.at, middle, np.nan_to_num(curve.sigma), color=color, marker="o", ms=4, capsize=3)

@@ -46,6 +46,8 @@ def report_files(table: Path, files: Sequence[Path] = (), page: Path | None = No
     exposures, pairs = read_tables(table)
     page = page or page_beside(table)
     check_page(page)
+    if page.exists() and not files:
+        raise ValueError(f"{page} exists, and may have pictures; give the exposures, or another name with --out")
     if not page.resolve().parent.is_dir():
         raise FileNotFoundError(f"the folder of {page} does not exist; make it first")
     shown = _shown(exposures, files) if files else []
@@ -58,8 +60,22 @@ def _shown(exposures: Table, files: Sequence[Path]) -> list[Shown]:
     if step not in ("SkyMatchStep", "LevelMatchStep"):
         raise ValueError(f"for a table of {step} give no files: its pictures are made by the step, with report=true")
     check_distinct(files)
+    if exposures.meta["options"].get("relative"):
+        raise ValueError(
+            "the levels of this table are relative to earlier ones; give no files: the step makes the pictures, with "
+            "report=true"
+        )
     rows = [(path, _row_of(exposures, path)) for path in files]
+    for path in files:
+        _check_state(path, is_sky=step == "SkyMatchStep")
     return [_shown_file(path, row, len(files)) for path, row in rows]
+
+
+def _check_state(path: Path, *, is_sky: bool) -> None:
+    """Raise ValueError if a file has a background that another step has found."""
+    header = fits.getheader(path)
+    if header.get("I4I_SUB") or (header.get("LVLM_SUB") if is_sky else "BKGSUB" in header):
+        raise ValueError(f"{path} has a background of another step; give the exposures that were matched")
 
 
 def _shown_file(path: Path, row: Row, number: int) -> Shown:

@@ -42,12 +42,15 @@ class SavedLevels:
         Unit of the levels.
     skymethod : str
         Method of SkyMatchStep; empty for a table of LevelMatchStep or ``bkgmatch level``.
+    is_relative : bool
+        Whether levels are relative to backgrounds that another step had found.
     """
 
     path: Path
     rows: dict[str, SavedLevel]
     unit: str
     skymethod: str
+    is_relative: bool
 
     def name_of(self, name: str, stem: Callable[[str], str]) -> str:
         """
@@ -110,11 +113,15 @@ def read_saved(path: str | Path) -> SavedLevels:
             if column in table.colnames:
                 raise ValueError(reason)
         has_planes = "slope_east" in table.colnames
+        rows = {str(row["name"]): _level(row, has_planes) for row in table}
+        if len(rows) < len(table):
+            raise ValueError("exposures are in it more than once")
         return SavedLevels(
             Path(path),
-            {str(row["name"]): _level(row, has_planes) for row in table},
+            rows,
             str(table["level"].unit or ""),
             "" if has_planes else str(table.meta["options"]["skymethod"]),
+            bool(table.meta["options"].get("relative")),
         )
     except Exception as error:  # the reader raises many kinds
         raise ValueError(f"{path} is not a table of levels saved by bkgmatch: {error}") from error
@@ -124,5 +131,7 @@ def _level(row: Row, has_planes: bool) -> SavedLevel:
     plane = Plane(float(row["level"]))
     if has_planes and isfinite(plane.level):
         east, north, ra, dec = (float(row[name]) for name in ("slope_east", "slope_north", "ra", "dec"))
+        if not all(map(isfinite, (east, north, ra, dec))):
+            raise ValueError(f"the plane of {row['name']} is not complete")
         plane = Plane(plane.level, (east, north), (ra, dec))
     return SavedLevel(plane, float(row["sigma"]), str(row["status"]))

@@ -9,6 +9,8 @@ from bkgmatch.stories import each_or_all, spaced
 
 __all__ = ["story"]
 
+_POOR = 3.0
+
 
 def story(match: SkyMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]:
     """
@@ -32,6 +34,16 @@ def story(match: SkyMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]:
     """
     known = np.flatnonzero(np.isfinite(match.level)).tolist()
     yield False, f"Sky levels of {len(known)} of {len(match.names)} exposures {done}{_of_pairs(match, unit)}"
+    misfit = _misfit(match)
+    if misfit > _POOR:
+        yield (
+            True,
+            (
+                f"What is left of the pairs is {misfit:.0f} times their errors, and the errors of the levels are too "
+                "small then: the exposures differ by more than a constant. skystat='difference' may help, or "
+                "LevelMatchStep with planes (level+slope for dithers and tiles)"
+            ),
+        )
     names, level, sigma = [match.names[i] for i in known], match.level[known], match.sigma[known]
     lines = [
         f"{name}: sky level {value:.6g} +- {error:.2g}{spaced(unit)}"
@@ -45,6 +57,13 @@ def story(match: SkyMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]:
     for number in range(sets if sets > 1 else 0):
         members = [name for name, c in zip(match.names, match.component, strict=True) if c == number]
         yield True, f"Connected set {number + 1} of {sets}, which overlaps no other: {', '.join(members)}"
+
+
+def _misfit(match: SkyMatch) -> float:
+    """Return the rms of what is left of the pairs that are not down-weighted, in their errors."""
+    pairs = match.pairs
+    used = (pairs.sigma > 0) & (pairs.weight >= 0.5 * pairs.full_weight)
+    return float(np.sqrt(np.mean((match.residual[used] / pairs.sigma[used]) ** 2))) if used.any() else 0.0
 
 
 def _of_pairs(match: SkyMatch, unit: str) -> str:

@@ -1,11 +1,12 @@
 """Least squares over a graph of overlaps: one small block for each pair of exposures, solved directly."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import LinearOperator, SuperLU, cg, splu
+from scipy.sparse.linalg import SuperLU, splu
 
 from bkgmatch.display import Displayed, Rows
 from bkgmatch.pairs import Offsets, PairEquations, offset_equations
@@ -26,7 +27,7 @@ __all__ = [
 
 _LEAST_PIVOT = 1e-11  # relative to the diagonal
 _ROUNDING = 1e-14  # relative to the largest of the unknown's own: functions that are zero in all cells
-_TOLERANCE, _GRADIENTS = 1e-10, 60
+_TOLERANCE, _GRADIENTS = 1e-12, 60
 _ROBUST_LIMIT = 3.0
 _LEAST_ABSOLUTE_ITERATIONS, _ROBUST_ITERATIONS = 15, 30
 
@@ -171,7 +172,7 @@ class NormalSystem:
         Returns
         -------
         ndarray, shape (n, p)
-            The coefficients, to ten digits.
+            The coefficients. In each component the residual is less than 1e-12 of the right-hand side.
 
         Notes
         -----
@@ -181,19 +182,13 @@ class NormalSystem:
         if self._factors is None:
             return np.zeros((self.n, self.p))
         product = _Product.of(self.n, equations, self._prior)
-        shape = (len(self._free), len(self._free))
 
         def times(free: np.ndarray) -> np.ndarray:
             return product.times(self._whole(free).reshape(self.n, self.p)).ravel()[self._free]
 
-        found, left = cg(
-            LinearOperator(shape, times, dtype=float),
-            self._centred(product.rhs)[self._free],
-            rtol=_TOLERANCE,
-            maxiter=_GRADIENTS,
-            M=LinearOperator(shape, self._factors.solve, dtype=float),
-        )
-        if left:
+        part = self.component[self._free // self.p]
+        found = _conjugate_gradients(times, self._centred(product.rhs)[self._free], self._factors.solve, part)
+        if found is None:
             return NormalSystem(self.n, equations, held=self._held, prior=self._prior).solution()
         return self._centred(self._whole(found)).reshape(self.n, self.p)
 
@@ -290,6 +285,34 @@ class _Product:
     def times(self, functions: np.ndarray) -> np.ndarray:
         apart = functions[self.first] - functions[self.second]
         return self.incidence @ np.einsum("nab,nb->na", self.blocks, apart) + self.prior * functions
+
+
+def _conjugate_gradients(
+    times: Callable, rhs: np.ndarray, precondition: Callable, part: np.ndarray
+) -> np.ndarray | None:
+    """Solve a system of several parts that have nothing in common, each to its own precision; None if it takes long."""
+
+    def dot(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return np.bincount(part, one * two)
+
+    def ratio(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return np.divide(one, two, out=np.zeros_like(one), where=two > 0)[part]
+
+    found, left = np.zeros_like(rhs), rhs.copy()
+    least = _TOLERANCE**2 * dot(rhs, rhs)
+    ahead = near = precondition(left)
+    size = dot(left, near)
+    for _ in range(_GRADIENTS):
+        pushed = times(ahead)
+        step = ratio(size, dot(ahead, pushed))
+        found += step * ahead
+        left -= step * pushed
+        if (dot(left, left) <= least).all():
+            return found
+        near = precondition(left)
+        before, size = size, dot(left, near)
+        ahead = near + ratio(size, before) * ahead
+    return None
 
 
 def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False) -> tuple[Solution, Offsets]:

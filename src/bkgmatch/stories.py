@@ -49,8 +49,8 @@ def each_or_all(
     >>> import numpy as np
     >>> from bkgmatch.stories import each_or_all
     >>> names = "abcdefg"
-    >>> print(*each_or_all(names, names, np.arange(7.0), np.full(7, 0.1), "MJy/sr"))
-    Levels of 7 exposures: from 0 (a) to 6 (g) MJy/sr, errors 0.1 to 0.1; all are in the headers and in save_table
+    >>> print(*each_or_all(names, names, np.arange(7.0), np.full(7, 0.1), "", title="Sky"))
+    Sky of 7 exposures: from 0 (a) to 6 (g), errors 0.1 to 0.1; all are in the headers, and in the table if it is saved
     """
     if len(lines) <= few:
         yield from lines
@@ -58,7 +58,8 @@ def each_or_all(
     low, high = int(np.argmin(level)), int(np.argmax(level))
     yield (
         f"{title} of {len(lines)} exposures: from {level[low]:.6g} ({names[low]}) to {level[high]:.6g} ({names[high]})"
-        f"{spaced(unit)}, errors {sigma.min():.2g} to {sigma.max():.2g}; all are in the headers and in save_table"
+        f"{spaced(unit)}, errors {sigma.min():.2g} to {sigma.max():.2g}; all are in the headers, and in the table "
+        "if it is saved"
     )
 
 

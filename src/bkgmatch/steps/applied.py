@@ -13,9 +13,8 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.images import FitsImage, check_copies, is_jwst, read_plane, same_unit
 from bkgmatch.saved import SavedLevel, SavedLevels
-from bkgmatch.steps.background_files import is_background_subtracted
 from bkgmatch.steps.inputs import read_file
-from bkgmatch.steps.library import stem, without_suffix
+from bkgmatch.steps.library import is_earlier_matched, stem, without_suffix
 from bkgmatch.steps.models import LevelRecord
 from bkgmatch.steps.plane_record import PlaneRecord, read_record
 
@@ -67,7 +66,7 @@ def _copy_of_model(file: Path, saved: SavedLevels) -> Callable[[Path], None]:
     name = saved.name_of(file.name, stem)
     record = _record(saved, name, file)
     with read_file(file, datamodels.open) as model:
-        _check_model(model, file, name)
+        _check_model(model, file, name, saved)
         _check_unit(model.meta.bunit_data or "", file, saved)
         if isinstance(record, PlaneRecord) and any(record.science.slope) and model.meta.wcs is None:
             raise ValueError(f"{file} has no WCS; run the assign_wcs step first")
@@ -108,19 +107,23 @@ def _known(saved: SavedLevels, name: str, file: Path) -> SavedLevel:
     return level
 
 
-def _check_model(model: JwstDataModel, file: Path, name: str) -> None:
+def _check_model(model: JwstDataModel, file: Path, name: str, saved: SavedLevels) -> None:
     if getattr(model, "data", None) is None or model.data.ndim != 2:
         raise ValueError(f"{file}: 2-D images are needed, this is a {type(model).__name__}; leave it out")
     if "COMPLETE" in (model.meta.cal_step.resample, model.meta.cal_step.cube_build):
         raise ValueError(f"{file} is a mosaic or a cube; give the exposures that it was made of")
     planes = read_record(model)
-    if model.meta.background.subtracted or (planes and planes.subtracted):
+    if model.meta.background.subtracted if saved.skymethod else planes and planes.subtracted:
         raise ValueError(_twice(file))
-    if name != file.name:
-        if is_background_subtracted(model):
-            raise ValueError(_twice(file))
-        if without_suffix(Path(name).stem) != Path(name).stem:
-            raise ValueError(f"{file}: the levels are those of {name}, another step's result; give that file")
+    if name != file.name and without_suffix(Path(name).stem) != Path(name).stem:
+        raise ValueError(f"{file}: the levels are those of {name}, another step's result; give that file")
+    is_relative = is_earlier_matched(model, is_sky=bool(saved.skymethod))
+    if is_relative and not saved.is_relative:
+        raise ValueError(_twice(file))
+    if saved.is_relative and not (is_relative and name == file.name):
+        raise ValueError(
+            f"{file}: the levels of {saved.path} are relative to earlier ones; give the files that were matched"
+        )
 
 
 def _twice(file: Path) -> str:

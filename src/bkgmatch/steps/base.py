@@ -54,7 +54,7 @@ class BackgroundStep(OptionalCrds, Step):
                 result = super().run(*args)
                 for write in self.pages:
                     with stage("report"):
-                        write()
+                        self._write_page(write)
         except BaseException:
             for journal in self.journals:
                 journal.leave()
@@ -64,6 +64,13 @@ class BackgroundStep(OptionalCrds, Step):
         if not self.skip:
             log.info("Time: %s", times)
         return result
+
+    def _write_page(self, write: Callable[[], None]) -> None:
+        """Write a page. The results are there already: they are worth more than it."""
+        try:
+            write()
+        except Exception as error:  # of many kinds: names that matplotlib cannot draw, a full disk
+            log.warning("The report %s could not be written: %s", self._page, error)
 
     def plan_report(self, models: ModelLibrary | ModelContainer) -> None:
         """Check that the page can be written, if one is wanted."""

@@ -113,7 +113,7 @@ class LevelMatchStep(BackgroundStep):
             with stage("solution"):
                 match = match_levels(exposures, options, work=work, watch=watch)
             made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}
-            table = level_table(match, options, unit=known.unit, **made_with)
+            table = level_table(match, options, unit=known.unit, relative=known.are_relative, **made_with)
             pairs = level_pair_table(match, unit=known.unit)
             if self.save_table:
                 save_tables(self.save_table, table, pairs)

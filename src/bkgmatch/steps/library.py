@@ -30,7 +30,15 @@ from bkgmatch.steps.tiles import Tile, tile_of
 
 log = logging.getLogger("stpipe.bkgmatch.library")
 
-__all__ = ["LibraryExposures", "bad_dq_bits", "full_name", "stem", "unique_names", "without_suffix"]
+__all__ = [
+    "LibraryExposures",
+    "bad_dq_bits",
+    "full_name",
+    "is_earlier_matched",
+    "stem",
+    "unique_names",
+    "without_suffix",
+]
 
 
 _OUR_SUFFIX = re.compile("_(levelmatch|mrsimatch|i4i)$")
@@ -94,6 +102,7 @@ class _Known:
     time: float | None
     previous: float
     recorded: float
+    is_earlier_matched: bool
     file: str
     unit: str
     tile: Tile
@@ -191,6 +200,11 @@ class LibraryExposures:
     def previous(self) -> np.ndarray:
         """Level that has been subtracted from each exposure before."""
         return np.array([known.previous for known in self._known])
+
+    @property
+    def are_relative(self) -> bool:
+        """Whether levels are relative to backgrounds that another step has found."""
+        return any(known.is_earlier_matched for known in self._known)
 
     def exposures(self) -> list[Exposure]:
         """Exposures for the core."""
@@ -331,11 +345,18 @@ def _know(model: JwstDataModel, *, subtract: bool | None, find_wcs: Callable, lo
         time=next((float(t) for t in times if t is not None), None),
         previous=0.0 if subtract is None else _previous_level(model, name, subtract=subtract),
         recorded=float(background.level or 0) if subtract is None and background.subtracted is False else 0.0,
+        is_earlier_matched=is_earlier_matched(model, is_sky=subtract is not None),
         file=model.meta.filename or "",
         unit=model.meta.bunit_data or "",
         tile=tile_of(model),
         seen=look(model),
     )
+
+
+def is_earlier_matched(model: JwstDataModel, *, is_sky: bool) -> bool:
+    """Whether an exposure has a background that another step has found, to which its levels are relative."""
+    has_level = not is_sky and model.meta.background.subtracted is not None
+    return has_level or bool(card(model, "LVLM_SUB")) or bool(card(model, "I4I_SUB"))
 
 
 def _previous_level(model: JwstDataModel, name: str, *, subtract: bool) -> float:

@@ -141,7 +141,7 @@ class SkyMatchStep(BackgroundStep):
                 raise ValueError(f"regions={self.regions} leave no good pixel in any exposure; check where they are")
             match = replace(found, level=found.level + inputs.previous)
             made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "masks", "regions")}
-            table = exposure_table(match, options, unit=inputs.unit, **made_with)
+            table = exposure_table(match, options, unit=inputs.unit, relative=inputs.are_relative, **made_with)
             pairs = pair_table(match, unit=inputs.unit)
             if self.report:
                 shown = pictures_of_levels(inputs.exposures(), table, previous=inputs.previous, work=work)
