@@ -718,3 +718,10 @@ def test_a_page_that_cannot_be_written_costs_no_results(three, offline, monkeypa
     assert "no space left" in told.message
     assert told.levelname == "WARNING"
     assert not list(Path().glob("*.html"))
+
+
+def test_names_are_no_mathematics():
+    names = [r"jw$\a$1_cal.fits", r"jw$\b$2_cal.fits", "c$d$_cal.fits"]
+    values, component = np.arange(3.0), np.zeros(3, dtype=int)
+    drawn = report_figures.corrections(names, values, values + 1, component, "correction ($)")
+    assert drawn.startswith(b"\x89PNG")

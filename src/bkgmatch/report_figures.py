@@ -347,6 +347,12 @@ def _figure(height: float, width: float = 6.2) -> tuple[Any, Any]:
 
 
 def _png(figure: Any) -> bytes:
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=_DPI, metadata={"Software": None})
+    with rc_context({"text.parse_math": False}):  # names may have dollar signs
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        figure.savefig(drawn, format="png", dpi=_DPI, metadata={"Software": None})
     return drawn.getvalue()
