@@ -31,7 +31,7 @@ __all__ = [
     "sum_patches",
 ]
 
-PATCH = 6 * BLOCK
+PATCH = 8 * BLOCK
 """Side of a patch of sky, in cells."""
 
 _SAMPLE = 4096
