@@ -116,7 +116,10 @@ def _sourceless(images: Iterator[np.ndarray], options: LevelMatchOptions, work: 
         return image[np.isfinite(image) & ~source_mask(image, options)]
 
     while some := list(islice(images, _IMAGES)):
-        yield from work.run_here(pixels, some)
+        found = work.run_here(pixels, some)
+        some.clear()  # before the next are made
+        yield from found
+        del found
 
 
 @dataclass(frozen=True)
