@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bkgmatch.options import ImageForImageOptions
+from bkgmatch.planes import ARCSEC
 
 __all__ = ["Donors", "find_donors"]
-
-_ARCSEC = np.pi / 648000
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def find_donors(
     when = np.array([np.nan if time is None else time for time in times], dtype=float)
     late = other & (np.abs(when[:, None] - when) > (np.inf if options.max_dt is None else options.max_dt))
     chord = np.linalg.norm(centres[:, None] - centres, axis=2)
-    close = other & (2 * np.arcsin(np.clip(chord / 2, 0, 1)) < options.min_offset * _ARCSEC)
+    close = other & (2 * np.arcsin(np.clip(chord / 2, 0, 1)) < options.min_offset * ARCSEC)
     serves = other & ~late & ~close & usable
     left = serves.sum(axis=1)
     few = left < options.min_members

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from bkgmatch.levels import FIXED, MATCHED, LevelMatch
-from bkgmatch.stories import each_or_all, spaced
+from bkgmatch.stories import POOR, each_or_all, spaced
 
 __all__ = ["story"]
 
-_POOR = 3.0
 _NAMED = 6
 
 
@@ -35,7 +34,7 @@ def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]
         Line.
     """
     yield False, _of_pairs(match, unit)
-    if match.misfit > _POOR:
+    if match.misfit > POOR:
         yield (
             True,
             (

@@ -22,7 +22,7 @@ from bkgmatch.neighbourhoods import (
 )
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.passes import Pass
-from bkgmatch.planes import Plane, tangent_axes
+from bkgmatch.planes import ARCSEC, Plane, tangent_axes
 from bkgmatch.reference import check_reference, tile_names
 from bkgmatch.solve import renumbered
 
@@ -30,7 +30,6 @@ __all__ = ["LevelMatch", "match_levels"]
 
 MATCHED, FIXED = "matched", "fixed"
 NO_OVERLAP, NO_PIXELS, BACKGROUND = "no overlap", "no good pixels", "background"
-_ARCSEC = np.pi / 648000
 
 
 @dataclass(frozen=True, repr=False)
@@ -267,7 +266,7 @@ def _about_centre(grid: Grid, centre: np.ndarray, unit: float) -> tuple[tuple[fl
     """Right ascension and declination of a point of the grid; matrix from functions of the grid to level and slopes."""
     vector = grid.vectors(centre[None])[0]
     ra, dec = position(vector)
-    step = np.concatenate([_ARCSEC * tangent_axes(ra, dec)[:2], -_ARCSEC * tangent_axes(ra, dec)[:2]])
+    step = np.concatenate([ARCSEC * tangent_axes(ra, dec)[:2], -ARCSEC * tangent_axes(ra, dec)[:2]])
     east, north, west, south = grid.of(vector + step) / unit
     matrix = np.eye(3)
     matrix[0, 1:] = centre / unit

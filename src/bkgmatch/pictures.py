@@ -12,7 +12,7 @@ from bkgmatch.exposures import Exposure, SpectralExposure
 from bkgmatch.footprints import angles, footprint, unit_vectors
 from bkgmatch.grids import Grid
 from bkgmatch.image_backgrounds import MADE, ImageBackgrounds
-from bkgmatch.planes import tangent_axes
+from bkgmatch.planes import ARCSEC, tangent_axes
 from bkgmatch.quicklook import Look, block_means, look_at, side_for
 from bkgmatch.report import Example, Shown, corrected
 from bkgmatch.spectra import Polynomial
@@ -20,7 +20,6 @@ from bkgmatch.spectra import Polynomial
 __all__ = ["example_of", "picture_of_spectrum", "pictures_of_backgrounds", "pictures_of_levels"]
 
 _CELL = 1.25  # widths of a slice
-_ARCSEC = np.pi / 648000
 _FULL = 512  # pixels along a side of an exposure in full
 
 
@@ -101,7 +100,7 @@ def picture_of_spectrum(exposure: SpectralExposure, polynomial: Polynomial | Non
     if not len(pixels.value):
         return None
     east, north, middle = tangent_axes(*exposure.centre)
-    grid = Grid(np.array([-east, north, middle]), _CELL * exposure.slice_width * _ARCSEC)
+    grid = Grid(np.array([-east, north, middle]), _CELL * exposure.slice_width * ARCSEC)
     cells = np.rint(grid.of(unit_vectors(pixels.ra, pixels.dec))).astype(int)
     low = cells.min(axis=0)
     nx, ny = cells.max(axis=0) - low + 1

@@ -8,10 +8,11 @@ from numpy.polynomial.chebyshev import chebvander, chebvander2d
 
 from bkgmatch.footprints import gnomonic, sky_vectors
 
-__all__ = ["Plane", "tangent_axes"]
+__all__ = ["ARCSEC", "Plane", "tangent_axes"]
 
 _NODES, _DEGREE = 16, 7
-_ARCSEC = np.pi / 648000
+ARCSEC = np.pi / 648000
+"""In radians."""
 _SAME = 1e-6  # degrees
 
 
@@ -73,7 +74,7 @@ class Plane:
             return self.level
         x, y = (np.linspace(-0.5, n - 0.5, _NODES) for n in shape[::-1])
         nodes = np.column_stack([axis.ravel() for axis in np.meshgrid(x, y)])
-        plane = gnomonic(sky_vectors(wcs, nodes), tangent_axes(*self.centre)) / _ARCSEC
+        plane = gnomonic(sky_vectors(wcs, nodes), tangent_axes(*self.centre)) / ARCSEC
         across, along = (axis.ravel() for axis in np.meshgrid(*[np.linspace(-1, 1, _NODES)] * 2, indexing="ij"))
         terms = chebvander2d(across, along, [_DEGREE] * 2)
         series = np.linalg.lstsq(terms, plane @ np.array(self.slope), rcond=None)[0].reshape(_DEGREE + 1, -1)

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from bkgmatch.exposures import Exposure
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint, position, sky_vectors
 from bkgmatch.grids import Grid
 from bkgmatch.pixel_maps import pixel_side, positions_in_plane
-from bkgmatch.planes import tangent_axes
+from bkgmatch.planes import ARCSEC, tangent_axes
+from bkgmatch.solve import connected
 
 __all__ = ["Look", "Picture", "block_means", "common_part", "fields_of", "look_at", "mosaics", "side_for"]
 
@@ -20,7 +19,6 @@ _SIDE = 800  # cells along the longer side of a mosaic
 _PIXELS = 1200**2  # of all looks together, where they are few
 _FEWEST, _MOST = 96, 512  # along a side of a look
 _SPACING = 1.5  # cells in blocks: turned by any angle, blocks leave no cell empty
-_ARCSEC = np.pi / 648000
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,7 @@ def fields_of(looks: Sequence[Look]) -> list[np.ndarray]:
     near = candidate_neighbours([look.outline for look in looks])
     rows = np.repeat(np.arange(len(looks)), [len(others) for others in near])
     columns = np.concatenate([*near, np.empty(0, int)])
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(looks),) * 2)
-    _, label = connected_components(graph, directed=False)
+    label = connected(len(looks), rows, columns)
     seen = np.array([not look.outline.is_empty for look in looks])
     found = [np.flatnonzero((label == k) & seen) for k in range(label.max(initial=-1) + 1)]
     return sorted((members for members in found if len(members)), key=len, reverse=True)
@@ -171,7 +168,7 @@ def mosaics(looks: Sequence[Look], *layers: Sequence[np.ndarray]) -> list[Pictur
             total[k][found] += np.bincount(place, layer[i][known]) / np.bincount(place)
             count[k][found] += 1
     means = np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(len(layers), ny, nx)
-    size = grid.cell / _ARCSEC
+    size = grid.cell / ARCSEC
     left, bottom = (low - 0.5) * size
     extent = (float(left), float(left + nx * size), float(bottom), float(bottom + ny * size))
     return [Picture(image, extent, position(grid.axes[2])) for image in means]

@@ -13,7 +13,7 @@ from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
-from bkgmatch.saved import read_saved
+from bkgmatch.saved import made_by, opened_table, read_saved
 from bkgmatch.spectra import SpectralMatch
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "image_table",
     "level_pair_table",
     "level_table",
-    "made_by",
     "pair_table",
     "pairs_path",
     "read_levels",
@@ -30,12 +29,6 @@ __all__ = [
     "spectral_pair_table",
     "spectral_table",
 ]
-
-_STEPS = {
-    "slope_east": "LevelMatchStep",
-    "n_members": "ImageForImageStep",
-    "coefficients": "MRSIMatchStep",
-}  # by a column that only their tables have
 
 
 def exposure_table(match: SkyMatch, options: SkyMatchOptions, *, unit: str = "", **parameters: object) -> Table:
@@ -342,13 +335,6 @@ def save_tables(path: str | Path, exposures: Table, pairs: Table) -> None:
     pairs.write(pairs_path(path), format="ascii.ecsv", overwrite=True)
 
 
-def made_by(table: Table) -> str:
-    """Name of the step that a table of exposures is of; ValueError if it is one of pairs."""
-    if "first" in table.colnames:
-        raise ValueError("it is a table of pairs; give that of the exposures, without _pairs")
-    return next((step for column, step in _STEPS.items() if column in table.colnames), "SkyMatchStep")
-
-
 def read_tables(path: str | Path) -> tuple[Table, Table | None]:
     """
     Read saved tables.
@@ -372,18 +358,13 @@ def read_tables(path: str | Path) -> tuple[Table, Table | None]:
     ValueError
         If it is not such a table.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"the table {path} does not exist")
     beside = pairs_path(path)
-    try:
-        exposures = Table.read(path, format="ascii.ecsv")
+    with opened_table(path, "exposures") as exposures:
         made_by(exposures)
         missing = [name for name in ("name", "level", "status") if name not in exposures.colnames]
         if missing:
             raise ValueError(f"there is no column {missing[0]}")
         pairs = Table.read(beside, format="ascii.ecsv") if beside.exists() else None
-    except Exception as error:  # the reader raises many kinds
-        raise ValueError(f"{path} is not a table of exposures saved by bkgmatch: {error}") from error
     return exposures, pairs
 
 

@@ -13,10 +13,11 @@ from astropy.table import Table
 from bkgmatch import report_figures as draw
 from bkgmatch.footprints import gnomonic, position, unit_vectors
 from bkgmatch.page import MARK, Page, definitions, figure, figures, paragraph, table
-from bkgmatch.planes import Plane, tangent_axes
+from bkgmatch.planes import ARCSEC, Plane, tangent_axes
 from bkgmatch.quicklook import Look, Picture, common_part, fields_of, mosaics
-from bkgmatch.record import made_by
 from bkgmatch.report_figures import LARGEST_PULL, Curve, SkyMap, check_matplotlib, short_names, sky_map
+from bkgmatch.saved import made_by
+from bkgmatch.stories import POOR
 
 __all__ = ["Example", "Shown", "check_page", "corrected", "group_name", "page_beside", "write_report"]
 
@@ -32,8 +33,6 @@ _BANDS = {  # wavelengths in micrometres, Argyriou et al. 2023, A&A 675, A111
     "4": ((17.70, 20.95), (20.69, 24.48), (24.40, 27.90)),
 }
 _BAND_NAMES = ("SHORT", "MEDIUM", "LONG")
-_ARCSEC = np.pi / 648000
-_POOR = 3.0  # rms of residuals, in their errors
 _ERRORS = {"SkyMatchStep": "these errors and those of the levels"}  # the other steps scale those of what they subtract
 _FORMATS = {"ra": ".6f", "dec": ".6f", "errors": ".3g"}
 _CURES = {
@@ -300,8 +299,8 @@ class _Report:
         if "slope_east" in self.exposures.colnames:
             slopes = np.column_stack([_floats(self.exposures, f"slope_{to}")[field.rows] for to in ("east", "north")])
             arrows = slopes if np.nan_to_num(slopes).any() else None
-        outlines = [[gnomonic(ring, axes) / _ARCSEC for ring in of] for of in rings]
-        centres = gnomonic(vectors, axes) / _ARCSEC
+        outlines = [[gnomonic(ring, axes) / ARCSEC for ring in of] for of in rings]
+        centres = gnomonic(vectors, axes) / ARCSEC
         level, component = self.level[field.rows], self.component[field.rows]
         return SkyMap(centres, outlines, level, component, edges, arrows, self.unit), centre
 
@@ -386,7 +385,7 @@ class _Report:
         used = np.array([status == "used" for status in self._pair_status()])
         pulls = self.pulls[used & np.isfinite(self.pulls)]
         width = float(np.sqrt(np.mean(pulls**2))) if pulls.size else 0.0
-        if width > _POOR:
+        if width > POOR:
             yield paragraph(
                 f"This match is bad: what is left of the pairs is {width:.3g} times their errors (rms), so that "
                 f"{_ERRORS.get(self.step, 'these errors')} are too small, and the exposures differ by more than "

@@ -169,7 +169,7 @@ def difference(picture: Picture, names: tuple[str, str], unit: str) -> bytes:
     shown = ax.imshow(picture.image, origin="lower", extent=picture.extent, cmap="RdBu_r", vmin=-depth, vmax=depth)
     first, second = (_clipped(name, _TITLE) for name in names)
     longest = max(len(first), len(second) + 2)
-    figure.suptitle(f"{first}\n− {second}", fontsize=min(10, 10 * 48 / longest), parse_math=False)
+    figure.suptitle(f"{first}\n− {second}", fontsize=min(10, 10 * 48 / longest))
     _sky_axes(ax)
     figure.colorbar(shown, ax=ax, label=unit or "value", shrink=0.85, extend="both")
     return _png(figure)

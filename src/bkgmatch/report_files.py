@@ -10,8 +10,9 @@ from astropy.table import Row, Table
 
 from bkgmatch.images import FitsImage, check_distinct, read_plane
 from bkgmatch.quicklook import Look, look_at, side_for
-from bkgmatch.record import made_by, read_tables
+from bkgmatch.record import read_tables
 from bkgmatch.report import Shown, check_page, corrected, page_beside, write_report
+from bkgmatch.saved import made_by, same_exposure
 
 __all__ = ["report_files"]
 
@@ -65,43 +66,41 @@ def _shown(exposures: Table, files: Sequence[Path]) -> list[Shown]:
             "the levels of this table are relative to earlier ones; give no files: the step makes the pictures, with "
             "report=true"
         )
-    rows = [(path, _row_of(exposures, path)) for path in files]
-    for path in files:
-        _check_state(path, is_sky=step == "SkyMatchStep")
-    return [_shown_file(path, row, len(files)) for path, row in rows]
+    rows = [_row_of(exposures, path) for path in files]
+    headers = [fits.getheader(path) for path in files]
+    for path, header in zip(files, headers, strict=True):
+        _check_state(path, header, is_sky=step == "SkyMatchStep")
+    most = side_for(len(files))
+    return [_shown_file(*of, most) for of in zip(files, headers, rows, strict=True)]
 
 
-def _check_state(path: Path, *, is_sky: bool) -> None:
+def _check_state(path: Path, header: fits.Header, *, is_sky: bool) -> None:
     """Raise ValueError if a file has a background that another step has found."""
-    header = fits.getheader(path)
     if header.get("I4I_SUB") or (header.get("LVLM_SUB") if is_sky else "BKGSUB" in header):
         raise ValueError(f"{path} has a background of another step; give the exposures that were matched")
 
 
-def _shown_file(path: Path, row: Row, number: int) -> Shown:
-    look = look_at(FitsImage.open(path).exposure(), side_for(number))
-    look = replace(look, image=_as_it_came(look, path, is_plane="slope_east" in row.colnames))
+def _shown_file(path: Path, header: fits.Header, row: Row, most: int) -> Shown:
+    look = look_at(FitsImage.open(path).exposure(), most)
+    look = replace(look, image=_as_it_came(look, header, is_plane="slope_east" in row.colnames))
     return Shown(str(row["name"]), look, corrected(look, dict(zip(row.colnames, row, strict=True))))
 
 
 def _row_of(exposures: Table, path: Path) -> Row:
     """Row of a file: that of its name, or of the only one that differs in the last word, such as ``_cal``."""
     names = [str(name) for name in exposures["name"]]
-    if path.name in names:
-        return exposures[names.index(path.name)]
-    meant = [k for k, name in enumerate(names) if _without_suffix(name) == _without_suffix(path.name)]
-    if len(meant) != 1:
+    found = same_exposure(path.name, names, _without_suffix)
+    if found is None:
         raise ValueError(f"{path} is not in the table")
-    return exposures[meant[0]]
+    return exposures[names.index(found)]
 
 
 def _without_suffix(name: str) -> str:
     return Path(name).stem.rpartition("_")[0] or Path(name).stem
 
 
-def _as_it_came(look: Look, path: Path, *, is_plane: bool) -> np.ndarray:
+def _as_it_came(look: Look, header: fits.Header, *, is_plane: bool) -> np.ndarray:
     """Image of a look, with what the step has subtracted added again."""
-    header = fits.getheader(path)
     if not is_plane:
         return look.image + np.float32(header["BKGLEVEL"] if header.get("BKGSUB") else 0)
     plane = read_plane(header)

@@ -1,6 +1,7 @@
-"""Saved tables of levels and planes, read back to be applied to exposures."""
+"""Saved tables, read back: whose they are, and levels and planes to be applied to exposures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -10,12 +11,18 @@ from astropy.table import Row, Table
 
 from bkgmatch.planes import Plane
 
-__all__ = ["SavedLevel", "SavedLevels", "read_saved"]
+__all__ = ["SavedLevel", "SavedLevels", "made_by", "opened_table", "read_saved", "same_exposure"]
 
+_STEPS = {
+    "slope_east": "LevelMatchStep",
+    "n_members": "ImageForImageStep",
+    "coefficients": "MRSIMatchStep",
+}  # by a column that only their tables have
 _NOT_LEVELS = {
-    "first": "it is a table of pairs; give that of the exposures, without _pairs",
-    "n_members": "it is a table of ImageForImageStep, which has no images; subtract its *_i4ibkg.fits, or run the step",
-    "coefficients": "it is a table of MRSIMatchStep, whose polynomials only the step subtracts; run it",
+    "ImageForImageStep": (
+        "it is a table of ImageForImageStep, which has no images; subtract its *_i4ibkg.fits, or run the step"
+    ),
+    "MRSIMatchStep": "it is a table of MRSIMatchStep, whose polynomials only the step subtracts; run it",
 }
 
 
@@ -73,15 +80,13 @@ class SavedLevels:
         ValueError
             If there is none.
         """
-        if name in self.rows:
-            return name
-        alike = [row for row in self.rows if stem(row) == stem(name)]
-        if len(alike) != 1:
+        found = same_exposure(name, self.rows, stem)
+        if found is None:
             raise ValueError(
                 f"{name} is not in the table {self.path}, which has {', '.join(sorted(self.rows)[:3])}, ...; leave it "
                 "out, or match it with the others"
             )
-        return alike[0]
+        return found
 
 
 def read_saved(path: str | Path) -> SavedLevels:
@@ -105,14 +110,11 @@ def read_saved(path: str | Path) -> SavedLevels:
     ValueError
         If it is not such a table.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"the table {path} does not exist")
-    try:
-        table = Table.read(path, format="ascii.ecsv")
-        for column, reason in _NOT_LEVELS.items():
-            if column in table.colnames:
-                raise ValueError(reason)
-        has_planes = "slope_east" in table.colnames
+    with opened_table(path, "levels") as table:
+        step = made_by(table)
+        if step in _NOT_LEVELS:
+            raise ValueError(_NOT_LEVELS[step])
+        has_planes = step == "LevelMatchStep"
         rows = {str(row["name"]): _level(row, has_planes) for row in table}
         if len(rows) < len(table):
             raise ValueError("exposures are in it more than once")
@@ -123,8 +125,33 @@ def read_saved(path: str | Path) -> SavedLevels:
             "" if has_planes else str(table.meta["options"]["skymethod"]),
             bool(table.meta["options"].get("relative")),
         )
+
+
+@contextmanager
+def opened_table(path: str | Path, what: str) -> Iterator[Table]:
+    """Open a saved table of exposures; FileNotFoundError or ValueError if it is none, or what is done with it fails."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"the table {path} does not exist")
+    try:
+        yield Table.read(path, format="ascii.ecsv")
     except Exception as error:  # the reader raises many kinds
-        raise ValueError(f"{path} is not a table of levels saved by bkgmatch: {error}") from error
+        raise ValueError(f"{path} is not a table of {what} saved by bkgmatch: {error}") from error
+
+
+def made_by(table: Table) -> str:
+    """Name of the step that a table of exposures is of; ValueError if it is one of pairs."""
+    if "first" in table.colnames:
+        raise ValueError("it is a table of pairs; give that of the exposures, without _pairs")
+    return next((step for column, step in _STEPS.items() if column in table.colnames), "SkyMatchStep")
+
+
+def same_exposure(name: str, names: Iterable[str], stem: Callable[[str], str]) -> str | None:
+    """Name of the same exposure among others: the same, or the only one with the same stem; None without one."""
+    among = list(names)
+    if name in among:
+        return name
+    alike = [other for other in among if stem(other) == stem(name)]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _level(row: Row, has_planes: bool) -> SavedLevel:

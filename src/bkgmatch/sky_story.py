@@ -5,11 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from bkgmatch.match import SkyMatch
-from bkgmatch.stories import each_or_all, spaced
+from bkgmatch.stories import POOR, each_or_all, spaced
 
 __all__ = ["story"]
-
-_POOR = 3.0
 
 
 def story(match: SkyMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]:
@@ -35,7 +33,7 @@ def story(match: SkyMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]:
     known = np.flatnonzero(np.isfinite(match.level)).tolist()
     yield False, f"Sky levels of {len(known)} of {len(match.names)} exposures {done}{_of_pairs(match, unit)}"
     misfit = _misfit(match)
-    if misfit > _POOR:
+    if misfit > POOR:
         yield (
             True,
             (

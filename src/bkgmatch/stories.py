@@ -5,10 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-__all__ = ["LISTED", "each_or_all", "spaced", "tell"]
+__all__ = ["LISTED", "POOR", "each_or_all", "spaced", "tell"]
 
 LISTED = 6
 """So many exposures have a line each."""
+
+POOR = 3.0
+"""Residuals of pairs, in their errors, beyond which a match is told to be poor."""
 
 
 def each_or_all(
