@@ -11,10 +11,18 @@ import pytest
 from builders import constant_files, simulated_model, tile_wcs, write
 from clusters import local_cluster_of_its_own
 from crds_cache import crds_cache
+from hypothesis import HealthCheck, settings
 from mrs import ROWS
 
 from bkgmatch.simulate import simulate_mosaic
 from bkgmatch.steps.simulated_mrs import MRSScene, mrs_models, mrs_references
+
+pytest_plugins = ["ledger"]
+
+# Few examples of each property in every run, the same ones; many others with --hypothesis-profile=thorough.
+settings.register_profile("fast", max_examples=10, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fast")
 
 FAR = (53.16, -26.79)  # a degree from the others
 
