@@ -911,3 +911,58 @@ def test_pieces_that_are_worked_on_at_once_change_nothing(monkeypatch, scale):
         np.testing.assert_allclose(two.value, one.value, rtol=2e-7)
         np.testing.assert_allclose(two.variance, one.variance, rtol=1e-6)
         np.testing.assert_array_equal(pieces.sources(i), whole.sources(i))
+
+
+@pytest.mark.parametrize("n", [5, 130])
+def test_noise_does_not_depend_on_the_order_of_exposures(n):
+    """Also where only some of the pairs are compared."""
+    rng = np.random.default_rng(2)
+    own = np.where(np.arange(n) % 3 == 0, 1.5, 1.0)
+    values = (rng.normal(0, 1, (n, 200)) * own[:, None]).astype(np.float32)
+    names, serves = [f"e{k:03d}" for k in range(n)], ~np.eye(n, dtype=bool)
+    order = rng.permutation(n)
+    one = image_samples.measure_standards(values, np.ones(200), serves, "additive", names)
+    two = image_samples.measure_standards(values[order], np.ones(200), serves, "additive", [names[i] for i in order])
+    np.testing.assert_allclose(two.noise, one.noise[order], rtol=1e-6)
+    np.testing.assert_allclose(two.level, one.level[order], atol=1e-6)
+
+
+@pytest.mark.parametrize("true", [(1.0, 4.0, 9.0, 2.0, 2.0), (1e-4, 1.0, 1.0, 25.0, 1.0)])
+def test_variances_are_those_whose_sums_are_given(true):
+    true = np.array(true)
+    first, second = np.nonzero(np.triu(np.ones((5, 5)), 1))
+    found = image_samples._shares(first, second, true[first] + true[second], 5, 1.0)
+    np.testing.assert_allclose(found, true, atol=1e-3 * true.max())
+
+
+def test_variances_are_never_negative():
+    """A difference that is larger than the others allow."""
+    first, second = np.array([0, 0, 1]), np.array([1, 2, 2])
+    sums = np.array([1.0, 1.0, 9.0])
+    found = image_samples._shares(first, second, sums, 3, 1.0)
+    tried = np.stack(np.meshgrid(*[np.linspace(0, 9, 91)] * 3, indexing="ij")).reshape(3, -1)
+    squares = np.sum(((tried[first] + tried[second]) / sums[:, None] - 1) ** 2, axis=0)
+    best = tried[:, squares.argmin()]
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found, best, atol=0.1)
+
+
+@pytest.mark.parametrize("scale", ["additive", "multiplicative", "none"])
+def test_exposures_without_good_pixels_say_so(scale):
+    dead = [Exposure.from_arrays(str(k), np.full((32, 32), np.nan), to_sky(tan(shift=(20.0 * k, 0)))) for k in range(3)]
+    found = make_backgrounds(dead, ImageForImageOptions(scale=scale))
+    assert set(found.status) == {"no good pixels"}
+
+
+def test_masks_of_even_period_leave_pixels_in_the_sample():
+    """Good pixels in every second row and column, in different ones of each exposure."""
+    rng = np.random.default_rng(4)
+    exposures = []
+    for k in range(4):
+        good = np.zeros((600, 600), dtype=bool)
+        good[k % 2 :: 2, k // 2 :: 2] = good[1::4, 1::4] = True
+        at = to_sky(tan(shape=(600, 600), shift=(60.0 * k, 0)))
+        exposures.append(Exposure.from_arrays(str(k), rng.normal(1 + k, 0.1, good.shape), at, good=good))
+    found = make_backgrounds(exposures)
+    assert set(found.status) == {MADE}
+    np.testing.assert_allclose(found.level - found.level[0], np.arange(4), atol=0.02)

@@ -953,3 +953,26 @@ def test_a_lyot_field_that_overlaps_no_imager_has_the_offset_of_the_others():
     for tile in ("t0", "t1"):
         for k in range(2):
             assert level[f"{tile}{k}l"] - level[f"{tile}{k}s"] == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.mark.parametrize("weights", ["equal", "npix", "rms"])
+def test_a_noisy_exposure_does_not_speak_against_precise_pairs(weights):
+    """Weights that ignore noise give it a say in the solution, but precise pairs stay trusted."""
+    for seed in range(5):
+        exposures = mosaic(seed=seed)
+        noisy = noise(seed=900 + seed, level=0, sigma=1.0) + TRUE[2]
+        exposures[2] = exposure("e02", noisy, tan(0.0, 60.0, shift=(80, 0), angle=4))
+        assert (match_levels(exposures, options(weight_method=weights)).pairs.trust > 0.9).all()
+
+
+def test_pictures_are_in_the_unit_of_the_data():
+    """Those of very small values too, which are scaled inside."""
+    seen = []
+
+    def watch(names, one, cutouts):
+        seen.append((one.coefficients[:, 0], one.pairs.offset, [np.nanmedian(c.value[...]) for c in cutouts]))
+
+    for scale in (1.0, 1e-20):
+        match_levels(mosaic(scale=scale), options(), watch=watch)
+    for usual, small in zip(*seen, strict=True):
+        np.testing.assert_allclose(np.array(small) * 1e20, usual, rtol=1e-5, atol=1e-6)

@@ -260,6 +260,23 @@ def test_zero_point_of_a_background():
     np.testing.assert_allclose(found.level[:5], TRUE - TRUE[2] + 0.5, atol=0.01)
 
 
+def test_zero_point_of_backgrounds_of_one_time():
+    """That of several detectors: the middle of what they say, in whatever order they are given."""
+    exposures = mosaic(time=[3.0] * 5)
+    dark = [
+        exposure(f"bkg{k}", noise(seed=60 + k, level=level, sigma=0.02), tan(200.0 + k), time=4.0, is_background=True)
+        for k, level in enumerate((0.3, 0.5, 2.0))
+    ]
+    every = [*exposures, *dark]
+    found = []
+    for seed in range(6):
+        order = np.random.default_rng(seed).permutation(len(every))
+        match = match_skies([every[i] for i in order], options(zero_point="background"))
+        found.append(match.level[np.argsort(order)])
+    np.testing.assert_allclose(found, found[:1] * 6, rtol=1e-10)
+    assert np.median(found[0][:5]) == pytest.approx(0.5, abs=0.02)
+
+
 def test_zero_point_of_an_exposure_in_a_group():
     """The named exposure has level zero whatever its group's number is."""
     exposures = mosaic([3.0, 1.0, 1.0, 1.5, 9.0], group=["", "g", "g", "", ""])

@@ -1,5 +1,6 @@
 """Skies matched by pixel-by-pixel differences: the levels, groups and zero points of match_skies."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -155,3 +156,33 @@ def test_global_and_local_methods_do_not_compare(nebulous):
     by_difference = match_skies(exposures, SkyMatchOptions(skymethod="local", skystat="difference"))
     by_median = match_skies(exposures, SkyMatchOptions(skymethod="local", skystat="median"))
     np.testing.assert_array_equal(by_difference.level, by_median.level)
+
+
+def strip(places, rng, *, groups=None, level=0.0, noise=0.02, **kwargs):
+    """Images of 32 x 32 pixels of noise, side by side."""
+    return [
+        Exposure.from_arrays(
+            f"e{k}",
+            rng.normal(level, noise, (32, 32)),
+            lambda x, y, at=at: ((x + at) / 3600, y / 3600),
+            group=groups[k] if groups else None,
+            **{name: values[k] for name, values in kwargs.items()},
+        )
+        for k, at in enumerate(places)
+    ]
+
+
+def test_errors_are_relative_to_the_mean_of_the_groups():
+    """As the levels are: a group of six counts as one."""
+    rng = np.random.default_rng(8)
+    groups = [*"gggggg", "h"]
+    found = [match_skies(strip([0, 20, 40, 60, 80, 100, 10], rng, groups=groups), DIFFERENCE) for _ in range(60)]
+    pulls = np.array([(one.level / one.sigma)[[0, -1]] for one in found])
+    assert (np.abs(np.std(pulls, axis=0) - 1) < 4 / np.sqrt(2 * len(found))).all()
+
+
+def test_dedicated_backgrounds_are_matched_too():
+    rng = np.random.default_rng(9)
+    exposures = strip([0, 15, 30], rng, is_background=[False, False, True])
+    exposures[2] = replace(exposures[2].times(1.0), name="dark")
+    assert match_skies(exposures, DIFFERENCE).status == ("matched",) * 3

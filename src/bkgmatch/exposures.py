@@ -57,7 +57,7 @@ class Exposure:
     name : str
         Unique name.
     read : callable
-        ``read() -> Pixels``. Called once to outline the good pixels and once to measure them.
+        ``read() -> Pixels``, the same each time. Called several times: to outline the good pixels, and to measure them.
     wcs : callable
         ``wcs(x, y) -> (ra, dec)``: pixel coordinates, 0 at the centre of the first pixel, to ICRS degrees.
     group : str, optional

@@ -188,7 +188,7 @@ class _Summary(NamedTuple):
 def _summary(part: _Part, k: int) -> _Summary:
     stack = part.stack
     level = float(stack.standard.level[k])
-    why = stack.donors.lacking[k] or _trouble(stack, k)
+    why = _trouble(stack, k)
     if why:
         return _Summary(why, (), level, part.covered[k])
     members = tuple(stack.exposures[d].name for d in np.flatnonzero(stack.donors.serves[k]))
@@ -207,10 +207,12 @@ def _summary(part: _Part, k: int) -> _Summary:
 
 
 def _trouble(stack: ImageStack, k: int) -> str:
-    """Why an exposure that others serve has no background; empty if it has one."""
+    """Why an exposure has no background; empty if it has one."""
     good = np.isfinite(stack.images[k])
     if not good.any():
         return NO_PIXELS
+    if stack.donors.lacking[k]:
+        return stack.donors.lacking[k]
     if stack.sources[k][good].mean() > _MOST_MASKED:
         return ALL_SOURCE
     return "" if stack.has_background(k) else NO_DONORS

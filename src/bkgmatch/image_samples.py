@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
+from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
 from scipy.sparse.csgraph import connected_components
 
@@ -47,7 +48,7 @@ class Standard:
 
 def sample_rows(shape: tuple[int, ...]) -> tuple[slice, slice]:
     """Rows and columns of a regular sample of the pixels of an image."""
-    step = max(1, round(np.sqrt(np.prod(shape) / _PIXELS)))
+    step = round(np.sqrt(np.prod(shape) / _PIXELS)) | 1  # odd: patterns of even period are seen in all phases
     return slice(step // 2, None, step), slice(step // 2, None, step)
 
 
@@ -88,7 +89,7 @@ def measure_standards(
         level = _levels(values, serves)
         offset = level if scale == "additive" else offset
     alike = np.array([((v - a) / f).astype(np.float32) for v, a, f in zip(values, offset, factor, strict=True)])
-    noise = _noise(alike, sigma, serves)
+    noise = _noise(alike, sigma, serves, np.argsort(np.argsort(names)))
     if scale == "none":
         noise[:] = np.median(noise)  # all count alike
     return Standard(level, offset, factor, noise)
@@ -162,18 +163,19 @@ def _factors(values: np.ndarray, serves: np.ndarray, names: Sequence[str]) -> tu
     with np.errstate(invalid="ignore"):
         logarithms = np.log(np.where(values > _BRIGHT * start[:, None], values, np.nan))
     level = np.exp(_levels(logarithms, serves))
-    return level, level / np.nanmedian(level)
+    return level, level / np.nanmedian(level) if np.isfinite(level).any() else level
 
 
-def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray) -> np.ndarray:
+def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray, place: np.ndarray) -> np.ndarray:
     """
     Scatter of each exposure in units of ``sigma``, from the differences of those that serve each other.
 
     The variance of each difference is the sum of two; the sums are fitted with relative errors. Exposures that differ
-    by less than what sources and chance may do are taken for the same.
+    by less than what sources and chance may do are taken for the same. With very many exposures, only those near by
+    their ``place`` are compared.
     """
     first, second = np.nonzero(np.triu(serves | serves.T))
-    near = second - first < _MOST_PARTNERS
+    near = np.abs(place[second] - place[first]) < _MOST_PARTNERS
     first, second = first[near], second[near]
     sums = np.array([deviation((alike[i] - alike[j]) / sigma) ** 2 for i, j in zip(first, second, strict=True)])
     use = sums > 0
@@ -181,11 +183,7 @@ def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray) -> np.ndarr
         return np.ones(len(alike))
     first, second, sums = first[use], second[use], sums[use]
     typical = np.median(sums) / 2
-    design = np.zeros((len(sums), len(alike)))
-    rows = np.arange(len(sums))
-    design[rows, first] = design[rows, second] = 1 / sums
-    prior = _WEAK * np.eye(len(alike)) / typical  # decides where differences do not
-    variance, _ = nnls(np.vstack([design, prior]), np.append(np.ones(len(sums)), np.full(len(alike), _WEAK)))
+    variance = _shares(first, second, sums, len(alike), typical)
     least = np.full(len(alike), np.inf)
     for members in (first, second):
         np.minimum.at(least, members, sums)
@@ -194,6 +192,19 @@ def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray) -> np.ndarr
     usual = np.abs(noise / np.sort(noise)[(len(noise) - 1) // 2] - 1) < _SAME
     noise[usual] = np.sqrt(np.mean(noise[usual] ** 2))
     return noise
+
+
+def _shares(first: np.ndarray, second: np.ndarray, sums: np.ndarray, n: int, typical: float) -> np.ndarray:
+    """Variances, none negative, whose sums are the given ones; a weak prior decides where these do not."""
+    rows = np.tile(np.arange(len(sums)), 2)
+    design = sparse.coo_array((1 / sums[rows], (rows, np.concatenate([first, second]))), shape=(len(sums), n)).tocsr()
+    normal = (design.T @ design).toarray() + (_WEAK / typical) ** 2 * np.eye(n)
+    rhs = design.sum(axis=0) + _WEAK**2 / typical
+    found = np.linalg.solve(normal, rhs)
+    if (found >= 0).all():
+        return found
+    factor = np.linalg.cholesky(normal)
+    return nnls(factor.T, solve_triangular(factor, rhs, lower=True))[0]
 
 
 def _medians(rows: np.ndarray) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from bkgmatch.cells import CutOut
 from bkgmatch.display import Displayed, Rows
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import LYOT, Exposure, check_names, handy_factor
@@ -168,6 +170,8 @@ def _match_levels(
     by_name = [exposures[i] if factor == 1 else exposures[i].times(factor) for i in order]
     outlines = work.run(outline_of, by_name, what="Outlining exposures", name=attrgetter("name"))
     passes = _passes(by_name, options)
+    if watch and factor != 1:
+        watch = partial(_watch_divided, watch, factor)
     found = [
         match_neighbourhood(by_name, outlines, members, passes, options, work, watch)
         for members in neighbourhoods(by_name, outlines)
@@ -178,14 +182,30 @@ def _match_levels(
 
 def _divided(match: LevelMatch, factor: float) -> LevelMatch:
     """Match in the unit of the data."""
-    pairs = {name: getattr(match.pairs, name) / factor for name in ("offset", "sigma", "rms", "residual")}
     return replace(
         match,
         level=match.level / factor,
         slope=match.slope / factor,
         covariance=match.covariance / factor**2,
-        pairs=match.pairs._replace(**pairs),
+        pairs=_divided_pairs(match.pairs, factor),
     )
+
+
+def _divided_pairs(pairs: LevelPairs, factor: float) -> LevelPairs:
+    return pairs._replace(**{name: getattr(pairs, name) / factor for name in ("offset", "sigma", "rms", "residual")})
+
+
+def _watch_divided(
+    watch: Watch, factor: float, names: Sequence[str], one: Neighbourhood, cutouts: Sequence[CutOut]
+) -> None:
+    """Show a neighbourhood in the unit of the data."""
+    divided = replace(
+        one,
+        coefficients=one.coefficients / factor,
+        covariance=one.covariance / factor**2,
+        pairs=_divided_pairs(one.pairs, factor),
+    )
+    watch(names, divided, [replace(c, value=c.value[...] / factor, variance=c.variance / factor**2) for c in cutouts])
 
 
 def _passes(exposures: Sequence[Exposure], options: LevelMatchOptions) -> list[Pass]:

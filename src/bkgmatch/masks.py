@@ -79,7 +79,7 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"the mask file {path} cannot be read as FITS: {error}") from error
     if not images:
         raise ValueError(f"the mask file {path} holds no image")
-    mask = images[0] != 0
+    mask = np.nan_to_num(images[0]) != 0
     if mask.shape != tuple(shape):
         raise ValueError(f"the mask {path} has shape {mask.shape}, its exposure has {tuple(shape)}")
     return mask

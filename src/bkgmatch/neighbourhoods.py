@@ -424,7 +424,7 @@ def _with_lyot_tied(
         shifts = [imager[tile] + typical - value for tile, value in mean_of(inside).items() if tile in imager]
         if shifts:
             coefficients[inside, 0] += np.mean(shifts)
-            names[c] = f"imager of the same tile, Lyot offset {typical:.4g}"
+            names[c] = "imager of the same tile, with the Lyot offset of others"
     return coefficients, tuple(names)
 
 

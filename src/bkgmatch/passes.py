@@ -177,8 +177,8 @@ class _Equations:
     def weighted(self, factors: np.ndarray) -> PairEquations:
         return pair_equations(self.first, self.second, self.normal, self.rhs, factors)
 
-    def system(self, trust: np.ndarray | float, prior: np.ndarray) -> NormalSystem:
-        return NormalSystem(len(self.held), self.weighted(trust * self.weights), held=self.held, prior=prior)
+    def system(self, factors: np.ndarray, prior: np.ndarray) -> NormalSystem:
+        return NormalSystem(len(self.held), self.weighted(factors), held=self.held, prior=prior)
 
     def pulls(self, found: np.ndarray) -> np.ndarray:
         """Return what functions leave of the mean difference of each pair, in standard errors."""
@@ -186,19 +186,24 @@ class _Equations:
         return np.abs(self.rhs[:, 0] - apart) / self.normal[:, 0, 0] / self.sigma
 
     def trust(self, prior: np.ndarray) -> np.ndarray:
-        """Factors on the weights, less than 1 for pairs that do not agree with the others."""
-        system = self.system(1.0, prior)
+        """
+        Factors on the weights, less than 1 for pairs that do not agree with the others.
+
+        They are judged by the solution of maximum likelihood, whatever the weights: what noisy pairs do to another
+        solution would speak against precise ones.
+        """
         trust = np.ones(len(self.first))
+        system = self.system(trust, prior)
         pulls = self.pulls(system.solution())
         if (pulls <= _TRUSTED).all():
             return trust
         for _ in range(_TRUST_ITERATIONS):  # at first least absolute deviations, which bad pairs hardly move
-            pulls = self.pulls(system.solution_of(self.weighted(self.weights / np.maximum(pulls, 1))))
+            pulls = self.pulls(system.solution_of(self.weighted(1 / np.maximum(pulls, 1))))
         for _ in range(_TRUST_ITERATIONS):
             before, trust = trust, _closing(pulls)
             if np.abs(trust - before).max() < 1e-3:
                 break
-            pulls = self.pulls(system.solution_of(self.weighted(self.weights * trust)))
+            pulls = self.pulls(system.solution_of(self.weighted(trust)))
         return trust
 
 
@@ -211,7 +216,8 @@ def _solve_pass(
     equations = _Equations.of(pairs, unit, q, held, sigma, weights)
     prior = _prior(equations, q, float(np.median(sigma)))
     trust = equations.trust(prior)
-    system, factors = equations.system(trust, prior), trust * weights
+    factors = trust * weights
+    system = equations.system(factors, prior)
     found = system.solution()
     n_units = len(equations.held)
     spread = assemble(n_units, equations.weighted(factors**2))[0] + sparse.diags_array(np.tile(prior, n_units))
@@ -227,7 +233,7 @@ def _prior(equations: _Equations, q: int, sigma: float) -> np.ndarray:
     loose = np.array([0.0, *[(LOOSE * sigma) ** -2] * (q - 1)])
     if q == 1:
         return loose
-    system = equations.system(1.0, loose)
+    system = equations.system(equations.weights, loose)
     return loose * (LOOSE * sigma / plausible_tilt(system, system.solution(), ~equations.held, sigma)) ** 2
 
 

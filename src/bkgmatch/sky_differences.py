@@ -47,7 +47,7 @@ def solve_differences(
     n, n_groups = len(exposures), int(groups.max()) + 1
     by_name = np.argsort([e.name for e in exposures])
     factor = handy_factor(exposures)
-    limited = [_within_limits(exposures[i], options) for i in by_name]
+    limited = [replace(_within_limits(exposures[i], options), is_background=False) for i in by_name]
     limited = limited if factor == 1 else [exposure.times(factor) for exposure in limited]
     outlines = work.run(outline_of, limited, what="Outlining exposures", name=attrgetter("name"))
     units, together = groups[by_name], [np.zeros(n, dtype=int)]
@@ -68,10 +68,11 @@ def solve_differences(
     pairs = join_sums(sums, 1)
     weights = pairs.npix / pairs.normal[:, 0, 0] if options.weights == "npix" else np.ones(len(pairs.first))
     nothing = np.zeros(n, dtype=bool)
-    every = [Pass("match", False, together[0], nothing)]
-    solution = solve_passes(units, pairs, every, nothing, np.where(sigma > 0, sigma, 1), weights)
     member = np.zeros(n_groups, dtype=int)
     member[units] = np.arange(n)
+    one_of_each = np.isin(np.arange(n), member)
+    every = [Pass("match", False, together[0], nothing)]
+    solution = solve_passes(units, pairs, every, nothing, np.where(sigma > 0, sigma, 1), weights, one_of_each)
     result = Solution(
         solution.coefficients[member] / factor, solution.covariance[member] / factor**2, solution.component[member]
     )

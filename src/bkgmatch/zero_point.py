@@ -151,8 +151,9 @@ def _zero_point(
             raise ValueError("zero_point='background': no dedicated background has good pixels; choose another")
         targets = [i for i in members if not exposures[i].is_background] or members.tolist()
         gaps = np.abs(np.subtract.outer(*(np.array([exposures[i].time for i in s]) for s in (targets, backgrounds))))
-        nearest, background = np.unravel_index(gaps.argmin(), gaps.shape)
-        return sky[backgrounds[background]] - matched[groups[targets[nearest]]]
+        nearest = gaps == gaps.min()  # several: the detectors of one background have one time
+        known = sky[backgrounds[nearest.any(axis=0)]]
+        return float(np.median(known) - np.median(matched[groups[np.array(targets)[nearest.any(axis=1)]]]))
     if policy == "mean":
         return 0.0
     is_low = policy == "lowest" or (policy != "highest" and options.match_down)
