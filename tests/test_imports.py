@@ -19,6 +19,7 @@ LAYERS = [
     {"display"},
     {"stored"},
     {"workspace"},
+    {"written"},
     {"journal"},
     {"progress"},
     {"execution"},

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bkgmatch.written import whole_file
+
 __all__ = ["HEAD", "Member", "association", "relative_to", "write_association"]
 
 Member = Mapping[str, str]
@@ -41,7 +43,8 @@ def write_association(given: Mapping[str, Any], path: Path) -> None:
     """Write an association; ValueError if that would replace something else."""
     if path.exists() and not path.read_bytes()[:1] == b"{":
         raise ValueError(f"{path} exists and is no association; choose another name")
-    path.write_text(json.dumps(given, indent=4) + "\n")
+    with whole_file(path) as part:
+        part.write_text(json.dumps(given, indent=4) + "\n")
 
 
 def relative_to(folder: Path, file: str | Path) -> str:

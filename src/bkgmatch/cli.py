@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -13,6 +14,8 @@ from subprocess import CalledProcessError
 from typing import Any, get_args
 
 from bkgmatch.options import FitType, LevelMatchOptions
+from bkgmatch.workspace import ended_by_signals
+from bkgmatch.written import whole_file
 
 __all__ = ["main"]
 
@@ -47,7 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2)
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
+        with ended_by_signals():
+            code = int(options.run(options))
+            print(end="", flush=True)
+            return code
+    except BrokenPipeError:  # what reads the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except MemoryError as error:
+        print(f"bkgmatch {options.command}: there is not enough memory: {error}", file=sys.stderr)
+        return 1
     except (ImportError, OSError, ValueError, CalledProcessError) as error:
         print(f"bkgmatch {options.command}: {error}", file=sys.stderr)
         return 1
@@ -201,7 +215,7 @@ def _skylist(options: argparse.Namespace) -> int:
         print(f"bkgmatch skylist: {name} was not matched; its level is given as 0", file=sys.stderr)
     text = "".join(f"{name} {0.0 if isnan(level) else level!r}\n" for name, level in levels.items())
     if options.out:
-        options.out.write_text(text)
+        _write_text(options.out, text)
     else:
         print(text, end="")
     return 0
@@ -219,10 +233,15 @@ def _pars(options: argparse.Namespace) -> int:
         raise ValueError(f"there is no parameter file {options.name}; there are {', '.join(sorted(texts))}")
     if options.out:
         _check_new(options.out, ".asdf")
-        options.out.write_text(texts[name])
+        _write_text(options.out, texts[name])
     else:
         print(texts[name], end="")
     return 0
+
+
+def _write_text(path: Path, text: str) -> None:
+    with whole_file(path) as part:
+        part.write_text(text)
 
 
 def _check_new(path: Path, extension: str) -> None:

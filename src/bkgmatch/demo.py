@@ -11,6 +11,7 @@ import numpy as np
 from astropy.table import Table
 
 from bkgmatch.simulate import SimulatedExposure, preview, simulate_mosaic
+from bkgmatch.written import whole_file
 
 __all__ = ["run_demo"]
 
@@ -63,8 +64,20 @@ def _match(association: Path, folder: Path, *, report: bool) -> Table:
         "--log-level=WARNING",
     ]
     print("$ strun " + " ".join(command[1:]), flush=True)
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    _run(command)
     return Table.read(table, format="ascii.ecsv")
+
+
+def _run(command: Sequence[str]) -> None:
+    """Run a command; if this process is told to end, it ends the command and waits until that has tidied up."""
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def _compare(exposures: Sequence[SimulatedExposure], levels: Table) -> float:
@@ -111,4 +124,5 @@ def draw_before_after(exposures: Sequence[SimulatedExposure], levels: dict[str, 
         ax.set(title=title, xlabel="east offset (arcsec)")
         figure.colorbar(shown, ax=ax, shrink=0.8, label="MJy/sr")
     axes[0].set_ylabel("north offset (arcsec)")
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=110)

@@ -1,10 +1,8 @@
 """FITS images of any telescope as exposures, and their corrected copies."""
 
 import io
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +18,7 @@ from astropy.wcs import WCS
 from bkgmatch.apply import shift
 from bkgmatch.exposures import Exposure, Pixels, icrs_of
 from bkgmatch.planes import Plane
+from bkgmatch.written import check_folder, whole_file
 
 __all__ = [
     "FitsImage",
@@ -29,7 +28,6 @@ __all__ = [
     "is_jwst",
     "read_plane",
     "same_unit",
-    "whole_file",
 ]
 
 _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
@@ -159,21 +157,11 @@ class FitsImage:
 
     def _copy(self, folder: Path, change: Callable) -> Path:
         path = folder / self.path.name
-        with whole_file(path) as part, fits.open(self.path) as hdus:
+        with fits.open(self.path) as hdus:
             change(hdus, self)
-            hdus.writeto(part, overwrite=True)
+            with whole_file(path) as part:
+                hdus.writeto(part)
         return path
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield where to write a file that takes its name when it is complete; nothing is left of one that is not."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_listed_once(files: Sequence[Path]) -> None:
@@ -191,8 +179,9 @@ def check_distinct(files: Sequence[Path]) -> None:
 
 
 def check_copies(files: Sequence[Path], folder: Path) -> None:
-    """Raise ValueError if copies that keep their names would replace each other, or what they are copies of."""
+    """Raise an error if copies of the same names cannot be written, or would replace each other or the originals."""
     check_distinct(files)
+    check_folder(folder)
     for file in files:
         if (folder / file.name).resolve() == file.resolve():
             raise ValueError(f"{file} would be overwritten; choose another folder")

@@ -21,7 +21,7 @@ from uuid import uuid4
 import numpy as np
 import shapely
 
-from bkgmatch.stored import StoredArray
+from bkgmatch.stored import StoredArray, temporary_file
 from bkgmatch.workspace import locked
 
 __all__ = ["Journal", "file_digest", "fingerprint"]
@@ -86,11 +86,15 @@ class Journal:
         tree = json.dumps(_encoded(result, arrays))
         named = {"tree": np.array(tree), **{f"a{k}": array for k, array in enumerate(arrays)}}
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-        with open(part, "wb") as file:
-            np.savez(file, allow_pickle=False, **named)
-        part.replace(path)
+        try:
+            with temporary_file(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(part, "wb") as file:
+                    np.savez(file, allow_pickle=False, **named)
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)  # of a full disk
 
     @property
     def arrays(self) -> Path:

@@ -12,12 +12,13 @@ from bkgmatch.cells import resampled
 from bkgmatch.execution import HERE, Work
 from bkgmatch.footprints import Footprint, angles, candidate_neighbours, footprint, sky_vectors
 from bkgmatch.grids import Grid, common_grid
-from bkgmatch.images import FitsImage, whole_file
+from bkgmatch.images import FitsImage
 from bkgmatch.leave_one_out import merge_all
 from bkgmatch.pixel_maps import PixelMap, pixel_map, positions_in_plane
 from bkgmatch.reprojected import SkyWcs
 from bkgmatch.solve import connected
 from bkgmatch.stored import Stack
+from bkgmatch.written import whole_file
 
 __all__ = ["Canvas", "Mosaic", "read_mosaic", "read_source_mask"]
 
@@ -89,7 +90,7 @@ class Mosaic:
         hdu = fits.PrimaryHDU(mask, header)
         hdu.header["BLANK"] = (_NO_DATA, "no data")
         with whole_file(path) as part:
-            hdu.writeto(part, overwrite=True)
+            hdu.writeto(part)
 
 
 def read_mosaic(path: str | Path) -> Mosaic:

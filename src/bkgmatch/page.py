@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bkgmatch.images import whole_file
+from bkgmatch.written import whole_file
 
 __all__ = ["MARK", "Page", "definitions", "figure", "figures", "paragraph", "table"]
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from bkgmatch.cells import CutOut, plane_in_cells
 from bkgmatch.neighbourhoods import Neighbourhood
+from bkgmatch.written import whole_file
 
 __all__ = ["PairPlots"]
 
@@ -88,7 +89,8 @@ class PairPlots:
         axes[2].set(title=f"{values.size} cells, trust {trust:.2f}", xlabel=self.unit)
         axes[2].legend(fontsize=7)
         figure.suptitle(f"{name} − {other}", fontsize=9)
-        figure.savefig(self.folder / f"{_stem(name)}-{_stem(other)}.png", dpi=80)
+        with whole_file(self.folder / f"{_stem(name)}-{_stem(other)}.png") as part:
+            figure.savefig(part, dpi=80)
 
     def _draw_mosaic(self, one: Neighbourhood, cutouts: Sequence[CutOut]) -> None:
         zero = np.zeros(one.coefficients.shape[1])
@@ -102,7 +104,8 @@ class PairPlots:
             ax.set(title=title, xticks=[], yticks=[])
             figure.colorbar(shown, ax=ax, label=self.unit, shrink=0.8)
         number = sum(1 for _ in self.folder.glob("mosaic*.png"))
-        figure.savefig(self.folder / f"mosaic{f'_{number + 1}' if number else ''}.png", dpi=100)
+        with whole_file(self.folder / f"mosaic{f'_{number + 1}' if number else ''}.png") as part:
+            figure.savefig(part, dpi=100)
 
 
 def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

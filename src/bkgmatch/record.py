@@ -15,6 +15,7 @@ from bkgmatch.match import SkyMatch
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
 from bkgmatch.saved import made_by, opened_table, read_saved
 from bkgmatch.spectra import SpectralMatch
+from bkgmatch.written import whole_files
 
 __all__ = [
     "exposure_table",
@@ -320,19 +321,27 @@ def pairs_path(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}_pairs{path.suffix}")
 
 
-def save_tables(path: str | Path, exposures: Table, pairs: Table) -> None:
+def save_tables(path: str | Path, exposures: Table, pairs: Table | None = None) -> None:
     """
-    Save both tables as ECSV, the pairs beside the exposures as ``*_pairs.ecsv``.
+    Save tables as ECSV, that of the pairs beside that of the exposures as ``*_pairs.ecsv``.
 
     Parameters
     ----------
     path : str or Path
         File of the exposures.
     exposures, pairs : Table
-        Tables.
+        Tables; that of the pairs may be missing.
+
+    Raises
+    ------
+    NotWritten
+        If they cannot be written. What has their names already stays then.
     """
-    exposures.write(path, format="ascii.ecsv", overwrite=True)
-    pairs.write(pairs_path(path), format="ascii.ecsv", overwrite=True)
+    path = Path(path)
+    with whole_files(path.parent) as parts:
+        exposures.write(parts / path.name, format="ascii.ecsv")
+        if pairs is not None:
+            pairs.write(pairs_path(parts / path.name), format="ascii.ecsv")
 
 
 def read_tables(path: str | Path) -> tuple[Table, Table | None]:

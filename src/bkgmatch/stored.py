@@ -185,7 +185,8 @@ def temporary_file(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"a temporary file cannot be written in {path.parent} ({error}); set temp_dir to a folder with more room"
+            f"a temporary file cannot be written in {path.parent} ({error}); make room there, or choose another folder "
+            "(temp_dir, or that of save_table)"
         ) from error
 
 
@@ -231,7 +232,10 @@ def _reserve(file: int, size: int) -> None:
 def _store(array: np.ndarray, path: Path) -> StoredArray:
     """Write an array to a file, which takes its name when it is complete."""
     part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    with temporary_file(path):
-        part.write_bytes(np.ascontiguousarray(array).data)
-        os.replace(part, path)
+    try:
+        with temporary_file(path):
+            part.write_bytes(np.ascontiguousarray(array).data)
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # of a full disk
     return StoredArray(path, array.dtype.str, array.shape)

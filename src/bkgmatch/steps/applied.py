@@ -1,11 +1,9 @@
 """Levels and planes of a saved table, subtracted from copies of exposures as the steps do it."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from astropy.io import fits
 from stdatamodels.jwst import datamodels
@@ -17,6 +15,7 @@ from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.library import is_earlier_matched, stem, without_suffix
 from bkgmatch.steps.models import LevelRecord
 from bkgmatch.steps.plane_record import PlaneRecord, read_record
+from bkgmatch.written import whole_files
 
 __all__ = ["apply_files"]
 
@@ -53,11 +52,9 @@ def apply_files(saved: SavedLevels, files: Sequence[Path], folder: Path) -> list
     check_copies(files, folder)
     copies = [_copy_of_model(file, saved) if is_jwst(file) else _copy_of_image(file, saved) for file in files]
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".bkgmatch_", dir=folder) as parts:
+    with whole_files(folder) as parts:
         for copy in copies:
-            copy(Path(parts))
-        for file in files:
-            os.replace(Path(parts) / file.name, folder / file.name)
+            copy(parts)
     return [folder / file.name for file in files]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
+from os.path import expanduser, expandvars
 from pathlib import Path
 from platform import python_version
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from bkgmatch.steps.crds import OptionalCrds
 from bkgmatch.steps.library import without_suffix
 from bkgmatch.steps.streamed import quick_collection
 from bkgmatch.workspace import ended_by_signals
+from bkgmatch.written import check_folder, whole_file
 
 __all__ = ["BackgroundStep"]
 
@@ -48,6 +50,8 @@ class BackgroundStep(OptionalCrds, Step):
         """Run the step. Temporary files are removed however it ends; what was measured is kept if it fails."""
         self.journals: list[Journal] = []
         self.pages: list[Callable[[], None]] = []
+        if self.output_dir and (self.save_results or self.output_file):
+            check_folder(expandvars(expanduser(self.output_dir)))  # stpipe makes it
         try:
             collection = nullcontext() if self.in_memory else quick_collection()
             with ended_by_signals(), collection, Times("checks").running() as times:
@@ -99,9 +103,10 @@ class BackgroundStep(OptionalCrds, Step):
 
     def save_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Save models as jwst's steps do, and with a set of them an association that the next command takes."""
+        is_set = isinstance(model, ModelLibrary | ModelContainer)
         with stage("saving"):
-            saved = super().save_model(model, *args, **kwargs)
-            if saved and isinstance(model, ModelLibrary | ModelContainer):
+            saved = super().save_model(model if is_set else _Whole(model), *args, **kwargs)
+            if saved and is_set:
                 self._associate(model, [Path(file) for file in saved])
         return saved
 
@@ -119,6 +124,19 @@ class BackgroundStep(OptionalCrds, Step):
         path = files[0].with_name(f"{made['products'][0]['name']}_{self.suffix}_asn.json")
         write_association(made, path)
         log.info("Association of the results: %s", path)
+
+
+class _Whole:
+    """A model whose file takes its name when it is complete."""
+
+    def __init__(self, model: JwstDataModel) -> None:
+        self._model, self.meta = model, model.meta
+
+    def save(self, path: str) -> str:
+        """Save the model, and return the path."""
+        with whole_file(path) as part:
+            self._model.save(part)
+        return path
 
 
 def _write(page: Path, *args: Any, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from bkgmatch.mosaics import read_mosaic, read_source_mask
 from bkgmatch.options import ImageForImageOptions
 from bkgmatch.pictures import example_of, pictures_of_backgrounds
 from bkgmatch.progress import stage
-from bkgmatch.record import image_table
+from bkgmatch.record import image_table, save_tables
 from bkgmatch.steps.background_files import (
     Kind,
     background_model,
@@ -130,7 +130,7 @@ class ImageForImageStep(BackgroundStep):
             made_with = {name: getattr(self, name) for name in _NOTED}
             table = image_table(found, options, unit=known.unit, **made_with)
             if self.save_table:
-                table.write(self.save_table, format="ascii.ecsv", overwrite=True)
+                save_tables(self.save_table, table)
             if self.report:
                 shown = pictures_of_backgrounds(exposures, found)
                 self.keep_report(table, shown=shown, example=example_of(exposures, found))

@@ -15,6 +15,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
 from bkgmatch.images import check_distinct, check_listed_once
 from bkgmatch.steps.streamed import StreamedLibrary
+from bkgmatch.written import check_folder
 
 __all__ = [
     "check_inputs",
@@ -83,6 +84,8 @@ def check_outputs(step: Step, files: list[Path], given: Any = None) -> None:
     ------
     FileNotFoundError
         If the folder of its table does not exist.
+    NotADirectoryError, PermissionError
+        If results or the table cannot be written where they are to be.
     ValueError
         If its table would replace something that is no table, or a result or its association an input, or results would
         replace each other.
@@ -93,6 +96,7 @@ def check_outputs(step: Step, files: list[Path], given: Any = None) -> None:
         _check_table(Path(step.save_table))
     if step.save_results:
         check_distinct(files)
+        check_folder(Path(step.make_output_path(basepath="any.fits")).parent)
     for file in files if step.save_results else []:
         if Path(step.make_output_path(basepath=file.name)).resolve() == file:
             raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
@@ -107,6 +111,7 @@ def check_outputs(step: Step, files: list[Path], given: Any = None) -> None:
 def _check_table(table: Path) -> None:
     if table.is_dir():
         raise ValueError(f"save_table={table} is a folder; name a file in it")
+    check_folder(table.absolute().parent)
     if table.exists() and not table.read_bytes()[:8].startswith(b"# %ECSV"):
         raise ValueError(f"save_table={table} exists and is no table of bkgmatch; choose another name")
 

@@ -16,6 +16,7 @@ from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.plane_record import undo_plane
 from bkgmatch.steps.polynomial_record import undo_polynomials
+from bkgmatch.written import whole_file
 
 __all__ = ["LevelRecord", "skip", "undo", "undo_files"]
 
@@ -142,7 +143,9 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
     for file in files:
         with _open_image(file) as model:
             undone = undo(model, file.parent)
-            written[Path(model.save(folder / file.name))] = undone
+            with whole_file(folder / file.name) as part:
+                model.save(part)
+            written[folder / file.name] = undone
     return written
 
 

@@ -9,6 +9,7 @@ from stdatamodels.jwst.datamodels import ImageModel
 
 from bkgmatch.associations import association, write_association
 from bkgmatch.simulate import SimulatedExposure
+from bkgmatch.written import whole_file
 
 __all__ = ["as_model", "write_exposures"]
 
@@ -79,7 +80,8 @@ def write_exposures(
     members = []
     for exposure, number in zip(exposures, order, strict=True):
         model = as_model(exposure, number=number)
-        model.save(folder / model.meta.filename)
+        with whole_file(folder / model.meta.filename) as part:
+            model.save(part)
         members.append({"expname": model.meta.filename, "exptype": "science"})
     path = folder / f"{product}_asn.json"
     write_association(association(product, members, program="09001"), path)

@@ -38,6 +38,7 @@ from bkgmatch.steps.simulated_mrs_references import (
     mrs_references,
     write_cubepar,
 )
+from bkgmatch.written import whole_file
 
 __all__ = ["MRSScene", "MRSTruth", "mrs_models", "mrs_references", "read_truth", "write_mrs_exposures"]
 
@@ -235,10 +236,12 @@ def write_mrs_exposures(scene: MRSScene, folder: str | Path, *, product: str = "
     truth = _draw_truth(scene)
     references = mrs_references(folder / "references", scene.detector, scene.band, scene.rows)
     for model in _expose_all(scene, truth, references):
-        model.save(str(folder / model.meta.filename))
+        with whole_file(folder / model.meta.filename) as part:
+            model.save(part)
         model.close()
     arrays = {channel: values.tolist() for channel, values in truth.coefficients.items()}
-    (folder / "truth.json").write_text(json.dumps(asdict(truth) | {"coefficients": arrays}))
+    with whole_file(folder / "truth.json") as part:
+        part.write_text(json.dumps(asdict(truth) | {"coefficients": arrays}))
     write_cubepar(folder / "cubepar.fits", scene.rows)
     members = [{"expname": name, "exptype": "science"} for name in truth.names]
     head = {"asn_rule": "Asn_Lv3MIRMRS", "program": "09002", "target": "t001"}

@@ -22,6 +22,8 @@ from stdatamodels.jwst.datamodels.wcs_ref_models import (
     WavelengthrangeModel,
 )
 
+from bkgmatch.written import whole_file
+
 __all__ = [
     "ANGLE",
     "BANDS",
@@ -179,7 +181,8 @@ def mrs_references(
         describe_instrument(model, detector, band, rows)
         model.meta.description = model.meta.author = "simulated"
         model.meta.pedigree, model.meta.useafter = "DUMMY", "2020-01-01T00:00:00"
-        model.save(paths[kind])
+        with whole_file(paths[kind]) as part:
+            model.save(part)
         model.close()
     return paths
 
@@ -270,4 +273,5 @@ def write_cubepar(path: Path, rows: int) -> None:
         USEAFTER="2020-01-01T00:00:00",
     )
     hdus = [fits.BinTableHDU(table, name=name) for name, table in tables.items()]
-    fits.HDUList([primary, *hdus]).writeto(path, overwrite=True)
+    with whole_file(path) as part:
+        fits.HDUList([primary, *hdus]).writeto(part)

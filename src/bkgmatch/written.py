@@ -1,0 +1,103 @@
+"""Files that are written whole: they take their names when they are complete, or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+__all__ = ["NotWritten", "check_folder", "whole_file", "whole_files"]
+
+
+class NotWritten(OSError):
+    """A file or files cannot be written; the message names them."""
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """
+    Yield where to write a file, which takes its name when it is complete; devices and pipes are written to directly.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file. What has this name already stays until then.
+
+    Yields
+    ------
+    Path
+        A file of the same name in a temporary folder beside it.
+
+    Raises
+    ------
+    NotWritten
+        If it cannot be written. Nothing is left of it then.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+    else:
+        with _moved(path.parent, str(path)) as parts:
+            yield parts / path.name
+
+
+@contextmanager
+def whole_files(folder: str | Path) -> Iterator[Path]:
+    """
+    Yield a temporary folder, whose files move to ``folder`` when all of them are complete.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where the files are to be. It must exist.
+
+    Yields
+    ------
+    Path
+        A temporary folder in it.
+
+    Raises
+    ------
+    NotWritten
+        If they cannot be written. Nothing is left of them then.
+    """
+    with _moved(Path(folder), f"files in {folder}") as parts:
+        yield parts
+
+
+@contextmanager
+def _moved(folder: Path, what: str) -> Iterator[Path]:
+    try:
+        with TemporaryDirectory(prefix=".bkgmatch-", dir=folder) as parts:
+            yield Path(parts)
+            for part in sorted(Path(parts).iterdir()):
+                os.replace(part, folder / part.name)
+    except NotWritten:
+        raise
+    except OSError as error:
+        raise NotWritten(f"{what} cannot be written ({error}); make room there, or choose another folder") from error
+
+
+def check_folder(folder: str | Path) -> None:
+    """
+    Check where files are to be written, before the work that they are to hold is done.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder. It, or folders above it, may be still to be made.
+
+    Raises
+    ------
+    NotADirectoryError
+        If it is a file, or in a file.
+    PermissionError
+        If nothing may be written there.
+    """
+    there = Path(folder).absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"{folder} cannot be a folder for results: {there} is none; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot hold results: {there} may not be written to; choose another folder")
