@@ -111,7 +111,7 @@ MUTANTS = [
             "good = pixels.good & statistic.usable(data)",
             "good = statistic.usable(data)",
         ),
-        tests="match overlaps skystats solve",
+        tests="solve match skystats",
     ),
     *_bugs(
         "histograms.py",
@@ -121,8 +121,8 @@ MUTANTS = [
             "to_sets[atoms] * unit",
         ),
         (
-            "bad pixels are put into the bins of their values",
-            "        bits &= kept\n",
+            "bad pixels count as pixels of the bin in the middle",
+            "        atom &= kept\n",
             "",
         ),
         (
@@ -275,7 +275,7 @@ MUTANTS = [
             "return np.where(known, pixels.variance, np.nan).astype(np.float32)",
             "return pixels.variance.astype(np.float32)",
         ),
-        tests="cells levels",
+        tests="cells levels passes",
     ),
     *_bugs(
         "differences.py",
