@@ -113,6 +113,14 @@ def test_recovers_levels(place, overlap):
     np.testing.assert_allclose(found.sky, TRUE, atol=0.01)
 
 
+def test_errors_of_global_match_hold_that_of_the_zero_point():
+    """What is added to all is one measured sky: that of the lowest exposure after matching. Its error is a sample's."""
+    relative, alone, both = (match_skies(mosaic(), options(skymethod=m)) for m in ("match", "local", "global+match"))
+    lowest = np.argmin(alone.level - relative.level)
+    assert (np.hypot(relative.sigma, alone.sigma[lowest]) > 1.1 * relative.sigma).all()
+    np.testing.assert_allclose(both.sigma, np.hypot(relative.sigma, alone.sigma[lowest]), rtol=0.03)
+
+
 @pytest.mark.parametrize(("repeats", "width"), [(50, 0.15), pytest.param(500, 0.1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("skystat", STATISTICS)
 def test_errors_are_real(skystat, repeats, width):

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from bkgmatch import solve as module
-from bkgmatch.pairs import Measurement, PairEquations, offset_equations, pair_offsets
-from bkgmatch.skystats import SkyLevels
+from bkgmatch.exposures import Pixels
+from bkgmatch.overlaps import OverlapMap
+from bkgmatch.pairs import Measurement, PairEquations, measure, offset_equations, pair_offsets
+from bkgmatch.runs import Runs
+from bkgmatch.skystats import SkyLevels, SkyStatistic
 from bkgmatch.solve import NormalSystem, residuals, solve, solve_offsets
 
 PARTS = [np.arange(0, 7), np.array([8, 10, 12, 14]), np.array([9, 15])]
@@ -300,6 +303,20 @@ def test_pair_offsets_by_hand():
 def test_pair_offsets_weighted_by_pixels():
     found = pair_offsets(three_measurements(), weights="npix")
     np.testing.assert_allclose(np.sort(found.weight), [40, 60])
+
+
+@pytest.mark.parametrize("few", [4, 12])
+def test_a_few_pixels_that_agree_by_chance_are_no_better_than_others(few):
+    """An overlap of equal pixels: each is taken to scatter as the pixels of the whole exposure do."""
+    rng = np.random.default_rng(5)
+    data = rng.normal(3, 1, (40, 40))
+    data[0, :few] = 3.0
+    members = np.array([[True], [False]])
+    overlaps = OverlapMap(Runs(np.array([few, data.size]), np.array([0, 1])), members)
+    statistic = SkyStatistic("mean", nclip=0)
+    found = measure(Pixels(data, np.ones(data.shape, bool)), overlaps, np.array([1]), statistic)
+    assert found.levels.npix[0] == few
+    assert found.levels.sigma[0] == pytest.approx(found.sky.sigma[0] * np.sqrt(data.size / few), rel=1e-6)
 
 
 def test_pairs_that_only_one_exposure_measured_are_left_out():

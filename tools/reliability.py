@@ -17,7 +17,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 def main(folder: Path) -> None:
     counts, measures = read(folder)
     tables = {suite: counted(rows) for suite, rows in counts.items()}
-    tables |= {suite: figures(rows) for suite, rows in measures.items()}
+    put(tables | {suite: figures(rows) for suite, rows in measures.items()})
+
+
+def put(tables: dict[str, str]) -> None:
+    """Write tables into the page."""
     text = PAGE.read_text()
     for suite, table in tables.items():
         text, found = re.subn(
@@ -63,8 +67,9 @@ def digits(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def as_table(head: list[str], lines: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
+def as_table(head: list[str], lines: list[list[str]], *, left: int = 1) -> str:
+    """Table whose first columns are texts, the others numbers."""
+    rule = [*["---"] * left, *["---:"] * (len(head) - left)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines]) + "\n"
 
 

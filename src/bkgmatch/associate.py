@@ -71,7 +71,7 @@ def _header(file: Path) -> fits.Header:
     try:
         header = fits.getheader(file)
     except OSError as error:
-        raise ValueError(f"{file} is no FITS file; give exposures") from error
+        raise ValueError(f"{file} is no FITS file; give exposures ({error})") from error
     if "I4I_PROD" in header:
         raise ValueError(f"{file} is a {header['I4I_PROD']} that image_for_image made, no exposure; leave it out")
     if "COMPLETE" in (header.get("S_RESAMP"), header.get("S_IFUCUB")):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from bkgmatch.reasons import reason
+
 __all__ = ["cluster"]
 
 log = logging.getLogger("stpipe.bkgmatch.cluster")
@@ -60,7 +62,7 @@ def _connected(address: str) -> Any:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ImportError("dask_scheduler needs dask.distributed: pip install 'bkgmatch[dask]'") from error
+        raise ImportError(f"dask_scheduler needs dask.distributed: pip install 'bkgmatch[dask]' ({error})") from error
 
     class TidyClient(Client):
         """Client that closes itself when it cannot start, as the garbage collector may do it when it deadlocks."""
@@ -82,8 +84,8 @@ def _connected(address: str) -> Any:
         )
     except Exception as error:  # of many kinds
         raise ConnectionError(
-            f"the Dask scheduler at {address} does not answer ({error}); start it with 'dask scheduler', or correct "
-            "dask_scheduler"
+            f"the Dask scheduler at {address} does not answer ({reason(error)}); start it with 'dask scheduler', or "
+            "correct dask_scheduler"
         ) from error
 
 
@@ -119,7 +121,7 @@ def _check_workers(client: Any, address: str, folders: Sequence[Path]) -> None:
         client.wait_for_workers(1, timeout=_WORKER_SECONDS)
     except TimeoutError as error:
         raise ConnectionError(
-            f"the Dask scheduler at {address} has no workers; start some with 'dask worker {address}'"
+            f"the Dask scheduler at {address} has no workers; start some with 'dask worker {address}' ({reason(error)})"
         ) from error
     tokens = [folder / f".{uuid4().hex}" for folder in folders]
     try:
@@ -128,7 +130,7 @@ def _check_workers(client: Any, address: str, folders: Sequence[Path]) -> None:
         found = _within(_WORKER_SECONDS, lambda: client.run(_look, tokens, on_error="return"))
     except TimeoutError as error:
         raise ConnectionError(
-            f"workers of the Dask scheduler at {address} do not answer ({error}); start them again"
+            f"workers of the Dask scheduler at {address} do not answer ({reason(error)}); start them again"
         ) from error
     finally:
         for token in tokens:
@@ -137,7 +139,7 @@ def _check_workers(client: Any, address: str, folders: Sequence[Path]) -> None:
     log.info("The work is done by the Dask cluster at %s: %d workers, %d threads", address, len(found), threads)
     for worker, seen in found.items():
         if isinstance(seen, Exception):
-            raise ValueError(f"worker {worker} cannot import bkgmatch ({seen}); install it there")
+            raise ValueError(f"worker {worker} cannot import bkgmatch ({reason(seen)}); install it there") from seen
         sees, its_version = seen
         if its_version != version("bkgmatch"):
             raise ValueError(
@@ -174,7 +176,7 @@ class _ClusterExecutor(Executor):
         try:
             theirs = self._inner.submit(function, *args, **kwargs)
         except Exception as error:  # the client is closed: many kinds
-            raise ConnectionError(f"The Dask cluster at {self._address} takes no tasks ({error})") from error
+            raise ConnectionError(f"The Dask cluster at {self._address} takes no tasks ({reason(error)})") from error
 
         def finish(done: Future) -> None:
             if done.cancelled():
@@ -194,9 +196,12 @@ class _ClusterExecutor(Executor):
 
     def _explained(self, error: BaseException) -> BaseException:
         if type(error).__name__ == "KilledWorker":
-            return BrokenExecutor(
-                "the workers that tried it died, perhaps for want of memory: give them more, or fewer threads each"
+            lost = BrokenExecutor(
+                "the workers that tried it died, perhaps for want of memory: give them more, or fewer threads each "
+                f"({reason(error)})"
             )
+            lost.__cause__ = error
+            return lost
         return error
 
     def _fail(self, future: Future, why: str) -> None:
@@ -218,14 +223,16 @@ class _ClusterExecutor(Executor):
         """Fail all that is pending if there has been no worker for long."""
         seen = time.monotonic()
         while not self._closed.wait(_WATCH_SECONDS):
-            if self._has_workers():
+            missing = self._missing()
+            if not missing:
                 seen = time.monotonic()
             if time.monotonic() - seen > _WORKER_SECONDS:
                 for future in list(self._pending):
-                    self._fail(future, f"The Dask scheduler at {self._address} has no workers any more")
+                    self._fail(future, f"The Dask scheduler at {self._address} has no workers any more{missing}")
 
-    def _has_workers(self) -> bool:
+    def _missing(self) -> str:
+        """Return in brackets what the scheduler answers when it has no workers; nothing if it has some."""
         try:
-            return bool(_within(_CONNECT_SECONDS, self._client.nthreads))
-        except Exception:  # the scheduler is gone: many kinds
-            return False
+            return "" if _within(_CONNECT_SECONDS, self._client.nthreads) else " (it has none)"
+        except Exception as error:  # the scheduler is gone: many kinds
+            return f" ({reason(error)})"

@@ -83,7 +83,7 @@ def new_axes() -> Any:
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise ImportError("plot() needs matplotlib: pip install 'bkgmatch[plot]'") from error
+        raise ImportError(f"plot() needs matplotlib: pip install 'bkgmatch[plot]' ({error})") from error
     return pyplot.subplots(layout="constrained")[1]
 
 

@@ -18,6 +18,7 @@ from astropy.wcs import WCS
 from bkgmatch.apply import shift
 from bkgmatch.exposures import Exposure, Pixels, icrs_of
 from bkgmatch.planes import Plane
+from bkgmatch.reasons import reason
 from bkgmatch.written import check_folder, whole_file
 
 __all__ = [
@@ -94,7 +95,7 @@ class FitsImage:
                 shape = (header["NAXIS2"], header["NAXIS1"])
                 return cls(path, extension, shape, str(header.get("BUNIT", "")), _wcs(hdus, extension))
         except Exception as error:  # astropy and asdf raise many kinds
-            raise ValueError(f"{path} cannot be read as a FITS image with a celestial WCS: {error}") from error
+            raise ValueError(f"{path} cannot be read as a FITS image with a celestial WCS: {reason(error)}") from error
 
     def exposure(self, **kwargs: Any) -> Exposure:
         """Exposure of this image, with further fields of `Exposure`; it is named after the file."""
@@ -141,7 +142,7 @@ class FitsImage:
             False if nothing was subtracted.
         """
         with fits.open(self.path) as hdus:
-            recorded = read_plane(hdus[0].header)
+            recorded = read_plane(hdus[0].header, self.path)
         return self._copy(folder, partial(_undo, plane=recorded)), recorded is not None
 
     def _read(self) -> Pixels:
@@ -201,7 +202,7 @@ def is_jwst(path: Path) -> bool:
         return True
 
 
-def read_plane(header: Mapping[str, Any]) -> Plane | None:
+def read_plane(header: Mapping[str, Any], path: Path) -> Plane | None:
     """
     Read the record of what was subtracted.
 
@@ -209,18 +210,25 @@ def read_plane(header: Mapping[str, Any]) -> Plane | None:
     ----------
     header : mapping
         Primary header.
+    path : Path
+        Its file, for messages.
 
     Returns
     -------
     Plane or None
         The sum of what was subtracted.
+
+    Raises
+    ------
+    ValueError
+        If a part of the record is lost.
     """
     if not header.get("LVLM_SUB", False):
         return None
     if "LVLMATCH" in header:
         return Plane(float(header["LVLMATCH"]))
     if not all(keyword in header for keyword in _CARDS[1:]):
-        return None
+        raise ValueError(f"{path}: what level matching recorded in it is not complete; use the input of the step")
     east, north, level, ra, dec = (float(header[keyword]) for keyword in _CARDS[1:])
     return Plane(level, (east, north), (ra, dec))
 
@@ -258,7 +266,7 @@ def _skip(hdus: fits.HDUList, image: FitsImage) -> None:
 def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane, sigma: float) -> None:
     _add(hdus, image, -plane.on_pixels(image.wcs, image.shape))
     header = hdus[0].header
-    earlier = read_plane(header)
+    earlier = read_plane(header, image.path)
     total = earlier + plane if earlier else plane
     _remove_cards(header)
     if any(total.slope):

@@ -7,7 +7,6 @@ for the content of their files. Files hold numbers and names only: nothing in th
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -21,8 +20,9 @@ from uuid import uuid4
 import numpy as np
 import shapely
 
+from bkgmatch.reasons import reason
 from bkgmatch.stored import StoredArray, temporary_file
-from bkgmatch.workspace import locked
+from bkgmatch.workspace import locked, remove_folder
 
 __all__ = ["Journal", "file_digest", "fingerprint"]
 
@@ -75,7 +75,7 @@ class Journal:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 result = _Reader(arrays, self.folder / "arrays").decoded(json.loads(str(arrays["tree"])))
         except Exception as error:  # damage shows in many ways
-            log.warning("%s cannot be read (%s): it is measured again", path, error)
+            log.warning("%s cannot be read (%s): it is measured again", path, reason(error))
             return None
         self.taken += result is not None
         return result
@@ -118,7 +118,7 @@ class Journal:
         self._remove()
 
     def _remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
         self._release()
 
     def _release(self) -> None:

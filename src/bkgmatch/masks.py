@@ -10,6 +10,7 @@ from regions import PixCoord, Regions, SkyRegion
 
 from bkgmatch.footprints import position, sky_vectors
 from bkgmatch.pixel_maps import positions_in_plane
+from bkgmatch.reasons import reason
 
 __all__ = ["find_masks", "inside_regions", "read_mask", "read_regions", "region_mask"]
 
@@ -111,7 +112,7 @@ def read_regions(path: str) -> list[SkyRegion]:
     try:
         found = list(Regions.read(path, format="ds9"))
     except Exception as error:  # the parser raises many kinds
-        raise ValueError(f"cannot read {path} as a DS9 region file: {error}") from error
+        raise ValueError(f"cannot read {path} as a DS9 region file: {reason(error)}") from error
     if not found:
         raise ValueError(
             f"the region file {path} holds no region that can be read; has it a line with its system (icrs, fk5, ...)?"

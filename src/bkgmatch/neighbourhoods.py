@@ -393,7 +393,11 @@ def _with_zero_points(
         chosen = [i for i in tile if exposures[members[i]].part != LYOT] or tile
         coefficients[some] -= coefficients[chosen].mean(axis=0)
         if options.do_local_subtraction and name != "mean":
-            coefficients[some, 0] += _background(measured, chosen, coefficients, options, work)
+            background = _background(measured, chosen, coefficients, options, work)
+            if np.isfinite(background):
+                coefficients[some, 0] += background
+            else:
+                name += ", its own background unknown: all of it is sources"
         names.append(name)
     parts = np.array([exposures[i].part for i in members])
     at = np.array([c.centre for c in measured.cutouts]) / measured.unit
@@ -431,7 +435,7 @@ def _with_lyot_tied(
 def _background(
     measured: Measured, chosen: Sequence[int], coefficients: np.ndarray, options: LevelMatchOptions, work: Work
 ) -> float:
-    """Background of the matched exposures of a tile; 0 if all of it is sources."""
+    """Background of the matched exposures of a tile; NaN if all of it is sources."""
     pairs = ((measured.cutouts[i], coefficients[i]) for i in chosen)
     images = (c.value[...] - c.function(some, measured.unit) for c, some in pairs)
-    return float(np.nan_to_num(background_level(images, options, work=work)))
+    return background_level(images, options, work=work)

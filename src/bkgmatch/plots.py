@@ -112,7 +112,7 @@ def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("save_plots needs matplotlib: pip install 'bkgmatch[plot]'") from error
+        raise ValueError(f"save_plots needs matplotlib: pip install 'bkgmatch[plot]' ({error})") from error
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(1, columns)
 

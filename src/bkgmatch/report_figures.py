@@ -103,7 +103,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ImportError("a report needs matplotlib: pip install 'bkgmatch[report]'") from error
+        raise ImportError(f"a report needs matplotlib: pip install 'bkgmatch[report]' ({error})") from error
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -82,7 +82,7 @@ def _check_state(path: Path, header: fits.Header, *, is_sky: bool) -> None:
 
 def _shown_file(path: Path, header: fits.Header, row: Row, most: int) -> Shown:
     look = look_at(FitsImage.open(path).exposure(), most)
-    look = replace(look, image=_as_it_came(look, header, is_plane="slope_east" in row.colnames))
+    look = replace(look, image=_as_it_came(look, path, header, is_plane="slope_east" in row.colnames))
     return Shown(str(row["name"]), look, corrected(look, dict(zip(row.colnames, row, strict=True))))
 
 
@@ -99,9 +99,9 @@ def _without_suffix(name: str) -> str:
     return Path(name).stem.rpartition("_")[0] or Path(name).stem
 
 
-def _as_it_came(look: Look, header: fits.Header, *, is_plane: bool) -> np.ndarray:
+def _as_it_came(look: Look, path: Path, header: fits.Header, *, is_plane: bool) -> np.ndarray:
     """Image of a look, with what the step has subtracted added again."""
     if not is_plane:
         return look.image + np.float32(header["BKGLEVEL"] if header.get("BKGSUB") else 0)
-    plane = read_plane(header)
+    plane = read_plane(header, path)
     return look.image + plane.on_pixels(look.wcs, look.image.shape) if plane else look.image

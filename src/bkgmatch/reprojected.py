@@ -102,8 +102,9 @@ def reprojected(
     try:
         import reproject
     except ImportError as error:
-        message = f"reproject_func={method!r} needs the package reproject: pip install 'bkgmatch[reproject]'"
-        raise ValueError(message) from error
+        raise ValueError(
+            f"reproject_func={method!r} needs the package reproject: pip install 'bkgmatch[reproject]' ({error})"
+        ) from error
     function = getattr(reproject, f"reproject_{method}")
     source = SkyWcs(wcs, outline)
 

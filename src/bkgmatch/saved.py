@@ -10,6 +10,7 @@ from typing import NamedTuple
 from astropy.table import Row, Table
 
 from bkgmatch.planes import Plane
+from bkgmatch.reasons import reason
 
 __all__ = ["SavedLevel", "SavedLevels", "made_by", "opened_table", "read_saved", "same_exposure"]
 
@@ -135,7 +136,7 @@ def opened_table(path: str | Path, what: str) -> Iterator[Table]:
     try:
         yield Table.read(path, format="ascii.ecsv")
     except Exception as error:  # the reader raises many kinds
-        raise ValueError(f"{path} is not a table of {what} saved by bkgmatch: {error}") from error
+        raise ValueError(f"{path} is not a table of {what} saved by bkgmatch: {reason(error)}") from error
 
 
 def made_by(table: Table) -> str:

@@ -224,7 +224,8 @@ class SkyImage:
             return None, 0, 0.0
         try:
             value, npix = self.skystat(self.image[pixels])
-        except ValueError:
+        except ValueError as error:  # too few pixels, as in stcal
+            log.info("No sky of image %s: %s", self.sky_id, error)
             return None, 0, 0.0
         return (value - self.sky if delta else value), npix, outline.area()
 

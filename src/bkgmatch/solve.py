@@ -426,12 +426,15 @@ def assemble(n: int, equations: PairEquations) -> tuple[sparse.csr_array, np.nda
 
 def _factorise(normal: sparse.csc_array, least: np.ndarray) -> SuperLU:
     """Factors of a symmetric matrix; ValueError if a pivot is lost in rounding: not above the least."""
-    message = "the overlaps do not determine all coefficients; use a function with fewer"
     try:
         factors = splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     except RuntimeError as error:
-        raise ValueError(message) from error
+        raise ValueError(_undetermined(error)) from error
     pivots = np.abs(factors.U.diagonal())[factors.perm_c]
     if not (pivots > least).all():
-        raise ValueError(message)
+        raise ValueError(_undetermined("a pivot is lost in rounding"))
     return factors
+
+
+def _undetermined(why: object) -> str:
+    return f"the overlaps do not determine all coefficients; use a function with fewer ({why})"

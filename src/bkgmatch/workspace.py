@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-__all__ = ["WorkFolder", "ended_by_signals", "locked"]
+__all__ = ["WorkFolder", "ended_by_signals", "locked", "remove_folder"]
 
 log = logging.getLogger("stpipe.bkgmatch.workspace")
 
@@ -78,11 +78,20 @@ def locked(path: Path) -> TextIO | None:
 def _remove(path: Path, lock: TextIO, owner: int) -> None:
     if os.getpid() != owner:  # a forked child ends
         return
+    remove_folder(path)
+    lock.close()
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and all that is in it; say so if that cannot be done."""
     for _ in range(3):  # a task that still runs may write into it
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():
-            break
-    lock.close()
+            return
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        log.warning("%s cannot be removed (%s); remove it", path, error)
 
 
 def _remove_abandoned(place: Path) -> None:

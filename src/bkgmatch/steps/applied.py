@@ -92,7 +92,7 @@ def _copy_of_image(file: Path, saved: SavedLevels) -> Callable[[Path], object]:
     plane, sigma, _ = _known(saved, saved.name_of(file.name, str), file)
     _check_unit(image.unit, file, saved)
     with fits.open(file) as hdus:
-        if read_plane(hdus[0].header):
+        if read_plane(hdus[0].header, file):
             raise ValueError(_twice(file))
     return partial(image.write, plane=plane, sigma=sigma)
 

@@ -18,6 +18,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 from bkgmatch.associations import HEAD, association, write_association
 from bkgmatch.journal import Journal
 from bkgmatch.progress import Times, stage
+from bkgmatch.reasons import reason
 from bkgmatch.report import check_page, page_beside, write_report
 from bkgmatch.steps.crds import OptionalCrds
 from bkgmatch.steps.library import without_suffix
@@ -74,7 +75,7 @@ class BackgroundStep(OptionalCrds, Step):
         try:
             write()
         except Exception as error:  # of many kinds: names that matplotlib cannot draw, a full disk
-            log.warning("The report %s could not be written: %s", self._page, error)
+            log.warning("The report %s could not be written: %s", self._page, reason(error))
 
     def plan_report(self, models: ModelLibrary | ModelContainer) -> None:
         """Check that the page can be written, if one is wanted."""

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bkgmatch.reasons import reason
+
 __all__ = ["OptionalCrds"]
 
 log = logging.getLogger("stpipe.bkgmatch.crds")
@@ -42,7 +44,7 @@ def _answer(ask: Callable[[], Any], default: Any, step: str, *raised: type[Excep
     except raised:
         raise
     except (Exception, SystemExit) as error:  # crds ends the interpreter when its server is out of reach
-        log.warning("CRDS gives no parameters for %s, which runs on its defaults: %s", step, error)
+        log.warning("CRDS gives no parameters for %s, which runs on its defaults: %s", step, reason(error))
         return default
 
 

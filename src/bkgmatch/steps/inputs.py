@@ -14,6 +14,7 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
 from bkgmatch.images import check_distinct, check_listed_once
+from bkgmatch.reasons import reason
 from bkgmatch.steps.streamed import StreamedLibrary
 from bkgmatch.written import check_folder
 
@@ -341,7 +342,7 @@ def use_file(path: Path, use: Callable[[JwstDataModel], Any]) -> Any:
 
 def unreadable(file: str | Path, error: Exception) -> str:
     """Message for a file that cannot be read."""
-    return f"{file} cannot be read ({error}); it is damaged or not a JWST image: replace it or leave it out"
+    return f"{file} cannot be read ({reason(error)}); it is damaged or not a JWST image: replace it or leave it out"
 
 
 def input_files(init: Any) -> list[Path]:
@@ -359,7 +360,7 @@ def input_files(init: Any) -> list[Path]:
     try:
         association = ModelLibrary._load_asn(init)
     except Exception as error:  # whatever the association's reader raises
-        raise ValueError(f"the association {init} cannot be read: {error}") from error
+        raise ValueError(f"the association {init} cannot be read: {reason(error)}") from error
     return _members(association, Path(init).resolve().parent, f"the association {init}")
 
 
@@ -367,7 +368,7 @@ def _members(association: dict, folder: Path, name: str) -> list[Path]:
     try:
         members = [(folder / member["expname"]).resolve() for member in association["products"][0]["members"]]
     except (LookupError, TypeError) as error:
-        raise ValueError(f"{name} has no product with members that have an expname") from error
+        raise ValueError(f"{name} has no product with members that have an expname ({reason(error)})") from error
     if not members:
         raise ValueError(f"{name} has no members; list the exposures in its first product")
     return members

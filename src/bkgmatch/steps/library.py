@@ -35,6 +35,7 @@ __all__ = [
     "bad_dq_bits",
     "full_name",
     "is_earlier_matched",
+    "is_level_recorded",
     "stem",
     "unique_names",
     "without_suffix",
@@ -359,21 +360,27 @@ def is_earlier_matched(model: JwstDataModel, *, is_sky: bool) -> bool:
     return has_level or bool(card(model, "LVLM_SUB")) or bool(card(model, "I4I_SUB"))
 
 
-def _previous_level(model: JwstDataModel, name: str, *, subtract: bool) -> float:
-    """Level subtracted before; ValueError if the metadata disagree with themselves or with ``subtract``."""
+def is_level_recorded(model: JwstDataModel, name: str) -> bool:
+    """Whether a sky level is on record, subtracted or not; ValueError if the metadata disagree with themselves."""
     background = model.meta.background
-    if background.subtracted is None:
-        if background.level is not None:
-            raise ValueError(
-                f"{name}: Background level was set but the 'subtracted' property is undefined (None). "
-                "Set BKGSUB, or remove BKGLEVEL"
-            )
-        return 0.0
-    if background.level is None:
+    if background.subtracted is None and background.level is not None:
+        raise ValueError(
+            f"{name}: Background level was set but the 'subtracted' property is undefined (None). "
+            "Set BKGSUB, or remove BKGLEVEL"
+        )
+    if background.subtracted is not None and background.level is None:
         raise ValueError(
             f"{name}: Background level was subtracted but the 'level' property is undefined (None). "
             "Set BKGLEVEL, or remove BKGSUB"
         )
+    return background.level is not None
+
+
+def _previous_level(model: JwstDataModel, name: str, *, subtract: bool) -> float:
+    """Level subtracted before; ValueError if the metadata disagree with themselves or with ``subtract``."""
+    background = model.meta.background
+    if not is_level_recorded(model, name):
+        return 0.0
     if background.subtracted != subtract:
         raise ValueError(
             f"'subtract' step's specification is inconsistent with background info already present in image "

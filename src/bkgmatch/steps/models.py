@@ -14,7 +14,8 @@ from bkgmatch.images import check_copies
 from bkgmatch.steps.background_files import find_background, undo_background
 from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
-from bkgmatch.steps.plane_record import undo_plane
+from bkgmatch.steps.library import is_level_recorded
+from bkgmatch.steps.plane_record import read_record, undo_plane
 from bkgmatch.steps.polynomial_record import undo_polynomials
 from bkgmatch.written import whole_file
 
@@ -85,7 +86,7 @@ def undo(model: JwstDataModel, folder: Path = Path()) -> bool:
     Raises
     ------
     ValueError
-        If the background image is not there.
+        If the background image is not there, or a part of a record is lost.
     """
     undone = [undo_background(model, folder), undo_polynomials(model), undo_plane(model), _undo_level(model)]
     return any(undone)
@@ -93,7 +94,7 @@ def undo(model: JwstDataModel, folder: Path = Path()) -> bool:
 
 def _undo_level(model: JwstDataModel) -> bool:
     background = model.meta.background
-    if background.level is None or background.subtracted is None:
+    if not is_level_recorded(model, model.meta.filename):
         return False
     if background.subtracted:
         model.data = shift(model.data, background.level)
@@ -126,8 +127,8 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If a file is no exposure, a background image is not beside it, or a result would replace its input. Nothing is
-        written then.
+        If a file is no exposure, a part of a record is lost, a background image is not beside it, or a result would
+        replace its input. Nothing is written then.
     """
     for file in files:
         if not file.exists():
@@ -137,7 +138,7 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
         with _open_image(file) as model:
             if "COMPLETE" in (model.meta.cal_step.resample, model.meta.cal_step.cube_build):
                 raise ValueError(f"{file} is a mosaic or a cube; give the exposures that it was made of")
-            find_background(model, file.parent)
+            _check_records(model, file.parent)
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for file in files:
@@ -147,6 +148,14 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
                 model.save(part)
             written[folder / file.name] = undone
     return written
+
+
+def _check_records(model: JwstDataModel, folder: Path) -> None:
+    """Raise ValueError if a part of what is to be undone is lost."""
+    find_background(model, folder)
+    read_record(model)
+    if not len(model.meta.background.polynomial_info):
+        is_level_recorded(model, model.meta.filename)
 
 
 def _open_image(file: Path) -> JwstDataModel:

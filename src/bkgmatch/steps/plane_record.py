@@ -98,12 +98,17 @@ def skip_planes(model: JwstDataModel) -> None:
 
 
 def read_record(model: JwstDataModel) -> PlaneRecord | None:
-    """Record of a model, None if it has none."""
-    science = _read_plane(model, "science")
+    """Record of a model, None if it has none; ValueError if a part of it is lost."""
+    science, lyot = _read_plane(model, "science"), _read_plane(model, "lyot")
+    sigma, subtracted = card(model, "LVLM_SIG"), card(model, "LVLM_SUB")
+    has_lyot = any(card(model, keyword) is not None for keyword in _KEYWORDS["lyot"])
+    if subtracted is not None and (science is None or (lyot is None and has_lyot)):  # other programs write no LVLM_SUB
+        raise ValueError(
+            f"{model.meta.filename}: what level matching recorded in it is not complete; use the input of the step"
+        )
     if science is None:
         return None
-    sigma, subtracted = card(model, "LVLM_SIG"), card(model, "LVLM_SUB")
-    return PlaneRecord(science, _read_plane(model, "lyot"), float(sigma or 0), bool(subtracted))
+    return PlaneRecord(science, lyot, float(sigma or 0), bool(subtracted))
 
 
 def undo_plane(model: JwstDataModel) -> bool:

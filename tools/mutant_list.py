@@ -1,0 +1,810 @@
+"""Bugs that could hide: one small change each in the core, and the tests that should notice."""
+
+from typing import NamedTuple
+
+__all__ = ["MUTANTS", "Mutant"]
+
+
+class Mutant(NamedTuple):
+    """A bug: what replaces which text of a file of the package, what it is, and the files of fast tests."""
+
+    file: str
+    old: str
+    new: str
+    what: str
+    tests: tuple[str, ...]
+
+
+def _bugs(file: str, *bugs: tuple[str, str, str], tests: str) -> list[Mutant]:
+    where = tuple(f"tests/test_{name}.py" for name in tests.split())
+    return [Mutant(file, old, new, what, where) for what, old, new in bugs]
+
+
+MUTANTS = [
+    *_bugs(
+        "solve.py",
+        (
+            "the errors of both exposures of a pair have the same sign",
+            "np.concatenate([offsets.weight, -offsets.weight])",
+            "np.concatenate([offsets.weight, offsets.weight])",
+        ),
+        (
+            "variances are not relative to the mean: half of the mixed term",
+            "- 2 * with_mean",
+            "- with_mean",
+        ),
+        (
+            "solutions are not centred again: the zero point depends on which unknown is held",
+            "return self._centred(self._solve(self._centred(rhs)))",
+            "return self._solve(self._centred(rhs))",
+        ),
+        (
+            "the solution with other weights forgets the prior",
+            "+ self.prior * functions",
+            "",
+        ),
+        (
+            "the robust scale is too small by 0.6745^2",
+            "scale = max(float(np.median(pulls)) / 0.6745, 1e-300)",
+            "scale = max(float(np.median(pulls)) * 0.6745, 1e-300)",
+        ),
+        (
+            "residuals have the wrong sign of the second level",
+            "(level[groups[offsets.first]] - level[groups[offsets.second]])",
+            "(level[groups[offsets.first]] + level[groups[offsets.second]])",
+        ),
+        tests="solve match",
+    ),
+    *_bugs(
+        "zero_point.py",
+        (
+            "match_down turns 'highest' into 'lowest'",
+            'is_low = policy == "lowest" or (policy != "highest" and options.match_down)',
+            'is_low = policy == "lowest" or options.match_down',
+        ),
+        (
+            "the zero point of a dedicated background has the wrong sign",
+            "return sky[backgrounds[background]] - matched[groups[targets[nearest]]]",
+            "return sky[backgrounds[background]] + matched[groups[targets[nearest]]]",
+        ),
+        (
+            "the sky of a group is the highest of its members",
+            "for i in np.argsort(-sky):",
+            "for i in np.argsort(sky):",
+        ),
+        (
+            "global+match takes the lowest sky before matching, not after",
+            "_lowest_of_all(sets, lowest - relative, lowest_error)",
+            "_lowest_of_all(sets, lowest, lowest_error)",
+        ),
+        (
+            "global+match forgets the error of the zero point",
+            "total_error = np.hypot(relative_error, base_error)",
+            "total_error = relative_error",
+        ),
+        tests="match",
+    ),
+    *_bugs(
+        "pairs.py",
+        (
+            "overlaps that share pixels are taken for independent",
+            "covariance = shared * np.outer(spread / sizes, spread / sizes)",
+            "covariance = np.diag(sizes) * np.outer(spread / sizes, spread / sizes)",
+        ),
+        (
+            "the number of pixels of a pair is the larger of both",
+            "pixels = np.minimum(npix[one], npix[two])",
+            "pixels = np.maximum(npix[one], npix[two])",
+        ),
+        (
+            "weights are one over the error, not over the variance",
+            "return 1 / np.maximum(sigma, floor) ** 2",
+            "return 1 / np.maximum(sigma, floor)",
+        ),
+        (
+            "a few pixels that agree by chance keep their tiny error",
+            "np.where(few, np.maximum(steadied, general), steadied)",
+            "steadied",
+        ),
+        (
+            "the mask of good pixels is dropped",
+            "good = pixels.good & statistic.usable(data)",
+            "good = statistic.usable(data)",
+        ),
+        tests="solve match skystats",
+    ),
+    *_bugs(
+        "histograms.py",
+        (
+            "the sum of squares in a bin has the unit of the sum",
+            "to_sets[atoms] * unit**k",
+            "to_sets[atoms] * unit",
+        ),
+        (
+            "bad pixels count as pixels of the bin in the middle",
+            "        atom &= kept\n",
+            "",
+        ),
+        (
+            "values below the centre lie on the wrong side of the edge of their bin",
+            "inner + np.where(bins < 0, -mean, mean)",
+            "inner + mean",
+        ),
+        (
+            "the squares of a part of a bin: a half in place of a third",
+            "n * (near**2 + near * far + far**2) / 3",
+            "n * (near**2 + near * far + far**2) / 2",
+        ),
+        tests="skystats",
+    ),
+    *_bugs(
+        "skystats.py",
+        (
+            "the limits of clipping are swapped",
+            "window.mean - self.lsigma * window.std - slack",
+            "window.mean - self.usigma * window.std - slack",
+        ),
+        (
+            "the error of a clipped mean shrinks where it should grow",
+            "return error / (1 - np.minimum(np.nan_to_num(shift), 0.8))",
+            "return error / (1 + np.minimum(np.nan_to_num(shift), 0.8))",
+        ),
+        (
+            "the share of noise is taken for that of its root",
+            "found.error * np.sqrt(share)",
+            "found.error * share",
+        ),
+        (
+            "pixels at the upper limit are left out",
+            "use &= values <= self.upper",
+            "use &= values < self.upper",
+        ),
+        (
+            "pixels that others miss count as if they were seen",
+            "different = np.minimum(pairs.missing + _EDGES, 1)",
+            "different = np.minimum(_EDGES, 1)",
+        ),
+        (
+            "the median of an even number is the lower of two",
+            '(sets.quantile(rank, side="left") + sets.quantile(rank, side="right")) / 2',
+            'sets.quantile(rank, side="left")',
+        ),
+        tests="skystats match",
+    ),
+    *_bugs(
+        "runs.py",
+        (
+            "a run that ends where a block begins is counted once too often",
+            'side="right")\n        return Runs',
+            'side="left")\n        return Runs',
+        ),
+        tests="skystats overlaps",
+    ),
+    *_bugs(
+        "noise.py",
+        (
+            "pairs of nearby pixels reach over the edges of overlaps",
+            "use = good[one] & good[two] & (atom == other)",
+            "use = good[one] & good[two]",
+        ),
+        (
+            "the second pixel of a pair may be bad",
+            "use = good[one] & good[two] & (atom == other)",
+            "use = good[one] & (atom == other)",
+        ),
+        tests="skystats match",
+    ),
+    *_bugs(
+        "overlaps.py",
+        (
+            "overlaps begin a pixel too far to the left",
+            "(row * nx + np.ceil(edge_x - 1).astype(int) for edge_x in (enter, leave))",
+            "(row * nx + np.floor(edge_x - 1).astype(int) for edge_x in (enter, leave))",
+        ),
+        (
+            "the nearest pixel of a neighbour is the one to the lower left",
+            "x, y = np.rint(neighbour.to_pixels",
+            "x, y = np.floor(neighbour.to_pixels",
+        ),
+        (
+            "more than 64 neighbours share bits",
+            "bits[events, owner // 64]",
+            "bits[events, owner // 128]",
+        ),
+        tests="overlaps",
+    ),
+    *_bugs(
+        "footprints.py",
+        (
+            "neighbours are those whose centre lies within",
+            "np.cos(np.minimum(radii[others] + radii[i], np.pi))",
+            "np.cos(np.minimum(np.maximum(radii[others], radii[i]), np.pi))",
+        ),
+        (
+            "good pixels in a corner: rows and columns swapped",
+            "return _box(y, x, *inside.shape)",
+            "return _box(x, y, *inside.shape)",
+        ),
+        (
+            "areas are those of the tangent plane",
+            "return points * cosine * np.sqrt(2 / (1 + cosine))",
+            "return points",
+        ),
+        tests="footprints overlaps",
+    ),
+    *_bugs(
+        "grids.py",
+        (
+            "the header of the grid is off by a cell",
+            "wcs.wcs.crpix = 1 - np.asarray(low, dtype=float)",
+            "wcs.wcs.crpix = -np.asarray(low, dtype=float)",
+        ),
+        tests="cells mosaics",
+    ),
+    *_bugs(
+        "cells.py",
+        (
+            "variances of cells go with their side, not their area",
+            "_variance_blocks(image, pixels, where, columns, rows) / side**2",
+            "_variance_blocks(image, pixels, where, columns, rows) / side",
+        ),
+        (
+            "interpolation: fractions of rows and columns swapped",
+            "along, across = (x - column).astype(np.float32), (y - row).astype(np.float32)",
+            "across, along = (x - column).astype(np.float32), (y - row).astype(np.float32)",
+        ),
+        (
+            "planes in cells: slopes swapped",
+            "along = (np.arange(shape[1]) + x) / unit * coefficients[1]\n"
+            "    across = (np.arange(shape[0]) + y) / unit * coefficients[2] + coefficients[0]",
+            "along = (np.arange(shape[1]) + x) / unit * coefficients[2]\n"
+            "    across = (np.arange(shape[0]) + y) / unit * coefficients[1] + coefficients[0]",
+        ),
+        (
+            "variances from differences of pixels are twice too large",
+            "** 2 / (2 * 0.4549)",
+            "** 2 / 0.4549",
+        ),
+        (
+            "cells that an edge cuts are kept",
+            "count >= 0.9 * parts**2",
+            "count >= 1",
+        ),
+        (
+            "a given variance is used for bad pixels, too",
+            "return np.where(known, pixels.variance, np.nan).astype(np.float32)",
+            "return pixels.variance.astype(np.float32)",
+        ),
+        tests="cells levels passes",
+    ),
+    *_bugs(
+        "differences.py",
+        (
+            "right-hand sides are summed, not subtracted",
+            "rhs = mixed - mixed.transpose(1, 0, 2)",
+            "rhs = mixed + mixed.transpose(1, 0, 2)",
+        ),
+        (
+            "pair weights w_i w_j, not divided by the sum over all exposures",
+            "share = weight / np.sqrt(total)",
+            "share = weight",
+        ),
+        (
+            "the noise of an exposure divides its variance",
+            "1 / (c.variance[_in_blocks(there)] * start.noise[number])",
+            "1 / (c.variance[_in_blocks(there)] / start.noise[number])",
+        ),
+        (
+            "the start is added a second time, not taken back",
+            "return join_sums(sums, p).less(-start.coefficients)",
+            "return join_sums(sums, p).less(start.coefficients)",
+        ),
+        (
+            "planes of a patch are shifted the wrong way",
+            "shift[1:, 0] = middle",
+            "shift[1:, 0] = -middle",
+        ),
+        (
+            "structure of the sky between cells adds no variance",
+            "    weight /= 1 + rough * weight\n",
+            "",
+        ),
+        (
+            "a value that differs is told from a mean that holds it as if it did not",
+            "allowed = _CLIP**2 * smoothing[:, None] * (1 - weight / total[several])",
+            "allowed = _CLIP**2 * smoothing[:, None]",
+        ),
+        (
+            "the sky of strange cells is the higher of two: cosmic rays pass for sky",
+            "(known.sum(axis=0)[None] - 1) // 2",
+            "known.sum(axis=0)[None] // 2",
+        ),
+        (
+            "the noise of a mean difference does not fall with the number of cells",
+            "return np.sqrt((sigma[self.first] ** 2 + sigma[self.second] ** 2) / self.npix)",
+            "return np.sqrt(sigma[self.first] ** 2 + sigma[self.second] ** 2)",
+        ),
+        (
+            "the area of sampled cells counts once per step, not per square",
+            "@ terms * step**2",
+            "@ terms * step",
+        ),
+        tests="passes levels sky_differences",
+    ),
+    *_bugs(
+        "rejection.py",
+        (
+            "an overlap that is short for one of both exposures is rejected",
+            "short = (fits.extent <= options.min_linear_frac * own).all(axis=(0, 2))",
+            "short = (fits.extent <= options.min_linear_frac * own).all(axis=2).any(axis=0)",
+        ),
+        (
+            "the smallest of the rejected pairs hold exposures together",
+            "1 + 1 / fits.npix",
+            "1 + fits.npix",
+        ),
+        tests="rejection",
+    ),
+    *_bugs(
+        "priors.py",
+        (
+            "the prior is made of all tilts, also those that nothing determines",
+            "best = known & (variances <= _TIES * np.median(variances[known])) if known.any() else known",
+            "best = known",
+        ),
+        tests="passes levels spectra",
+    ),
+    *_bugs(
+        "passes.py",
+        (
+            "weights enter the scatter once, not twice",
+            "equations.weighted(factors**2)",
+            "equations.weighted(factors)",
+        ),
+        (
+            "the misfit scales variances as if they were errors",
+            "return max(1.0, float(np.median(pulls)) / 0.6745) ** 2 if",
+            "return max(1.0, float(np.median(pulls)) / 0.6745) if",
+        ),
+        (
+            "errors do not follow through earlier passes",
+            "response = response + one.units @ one.system.respond(rhs - one.units.T @ (one.normal @ response))",
+            "response = response + one.units @ one.system.respond(rhs)",
+        ),
+        (
+            "fixed exposures move",
+            "unit, one.slope, one.held | fixed, sigma",
+            "unit, one.slope, one.held, sigma",
+        ),
+        (
+            "later passes do not know what earlier ones found",
+            "_solve_pass(pairs.less(coefficients), unit",
+            "_solve_pass(pairs, unit",
+        ),
+        tests="passes levels",
+    ),
+    *_bugs(
+        "stages.py",
+        (
+            "the mean of a component has the wrong sign",
+            "-1 / counts[sets]",
+            "1 / counts[sets]",
+        ),
+        (
+            "what the prior ties to the whole component is left out on one side",
+            "            (self.first[both], self.own[both], prior[both]),\n",
+            "",
+        ),
+        tests="dissection passes",
+    ),
+    *_bugs(
+        "selected_inverse.py",
+        (
+            "a transposition is missing in the scatter that is left",
+            "rest[1] -= across + (left @ mixed).T",
+            "rest[1] -= across + left @ mixed",
+        ),
+        (
+            "a transposition is missing on the way back",
+            "- done.right @ across.T",
+            "- done.right @ across",
+        ),
+        tests="dissection solve",
+    ),
+    *_bugs(
+        "dissection.py",
+        (
+            "an unknown on the boundary is taken for one of the front's own",
+            "np.where(positions < self.stop, positions - self.start, beyond)",
+            "np.where(positions <= self.stop, positions - self.start, beyond)",
+        ),
+        (
+            "a separator that does not separate",
+            "cover[reached] = ~cover[reached]",
+            "cover[reached] = False",
+        ),
+        tests="dissection",
+    ),
+    *_bugs(
+        "levels.py",
+        (
+            "levels are not those at the centre of the exposure",
+            "matrix[0, 1:] = centre / unit",
+            "matrix[0, 1:] = 0",
+        ),
+        (
+            "east and north of slopes swapped",
+            "matrix[1:, 1:] = (east - west) / 2, (north - south) / 2",
+            "matrix[1:, 1:] = (north - south) / 2, (east - west) / 2",
+        ),
+        (
+            "covariance in the unit of errors",
+            "covariance=match.covariance / factor**2,",
+            "covariance=match.covariance / factor,",
+        ),
+        tests="levels",
+    ),
+    *_bugs(
+        "sky_differences.py",
+        (
+            "differences keep the sign of the order of names",
+            "offset=np.where(one < two, 1, -1) * pairs.offset() / factor",
+            "offset=pairs.offset() / factor",
+        ),
+        tests="sky_differences",
+    ),
+    *_bugs(
+        "planes.py",
+        (
+            "a plane on pixels: rows and columns of the series swapped",
+            "return self.level + rows @ series @ columns.T",
+            "return self.level + rows @ series.T @ columns.T",
+        ),
+        (
+            "slopes per radian, not per arcsecond",
+            "tangent_axes(*self.centre)) / ARCSEC",
+            "tangent_axes(*self.centre))",
+        ),
+        tests="planes",
+    ),
+    *_bugs(
+        "reference.py",
+        (
+            "the reference tile is the one with the fewest overlaps",
+            "(-overlaps[tile], flatness[tile], tile)",
+            "(overlaps[tile], flatness[tile], tile)",
+        ),
+        tests="levels",
+    ),
+    *_bugs(
+        "polynomials.py",
+        (
+            "powers about the reference point: shifted the wrong way",
+            "_axis_to_powers(d, (x0 - x) / h, h)",
+            "_axis_to_powers(d, (x - x0) / h, h)",
+        ),
+        (
+            "products of functions: the two function axes interleaved",
+            "order = [0, *range(1, 2 * n, 2), *range(2, 2 * n + 1, 2)]",
+            "order = [0, *range(1, 2 * n + 1)]",
+        ),
+        tests="polynomials",
+    ),
+    *_bugs(
+        "polynomial_sums.py",
+        (
+            "the weight of a pair is divided by its own sum only",
+            'if weights == "pairs" else w.sum(axis=0)',
+            "if weights else w.sum(axis=0)",
+        ),
+        (
+            "weights of plain pairs are divided by the sum over all",
+            'total = weight + w[second] if weights == "pairs" else w.sum(axis=0)',
+            "total = w.sum(axis=0)",
+        ),
+        tests="spectra polynomial_arrays",
+    ),
+    *_bugs(
+        "voxels.py",
+        (
+            "the variance of a voxel is that of a pixel",
+            "(noise / np.maximum(count, 1))[dense]",
+            "noise[dense]",
+        ),
+        (
+            "the middle of a voxel is its corner",
+            "    where -= 0.5\n",
+            "",
+        ),
+        (
+            "neighbours before and after swapped",
+            "for side, sign in enumerate((-1, 1)):",
+            "for side, sign in enumerate((1, -1)):",
+        ),
+        (
+            "outliers of a voxel: limits of large voxels for small ones",
+            "np.repeat(limit, size)",
+            "np.resize(limit, size.sum())",
+        ),
+        tests="voxels",
+    ),
+    *_bugs(
+        "spectral_samples.py",
+        (
+            "voxels that a single exposure sees count as common",
+            "return (np.bincount(self.voxel) > 1)[self.voxel]",
+            "return (np.bincount(self.voxel) > 0)[self.voxel]",
+        ),
+        (
+            "the variance of the mean sky is its error",
+            "np.where(total > 0, 1 / total, np.nan)",
+            "np.where(total > 0, 1 / np.sqrt(total), np.nan)",
+        ),
+        tests="spectra voxels",
+    ),
+    *_bugs(
+        "spectral_state.py",
+        (
+            "the gradient of the sky is added, not subtracted",
+            "return samples.value - gradient - samples",
+            "return samples.value + gradient - samples",
+        ),
+        (
+            "the gradient from both neighbours is twice too steep",
+            "np.where(is_edge, at_edge, (after - before) / 2)",
+            "np.where(is_edge, at_edge, after - before)",
+        ),
+        tests="spectra",
+    ),
+    *_bugs(
+        "spectral_fit.py",
+        (
+            "what samples have in common along wavelength makes no error larger",
+            "return max(1.0, float(np.sum(np.bincount(key, weight * residual) ** 2) / np.sum(weight)))",
+            "return 1.0",
+        ),
+        (
+            "errors of pairs are variances",
+            "1 / np.sqrt(total),",
+            "1 / total,",
+        ),
+        (
+            "polynomials may go anywhere outside the overlaps",
+            "        priors[excess] *= 10\n",
+            "",
+        ),
+        tests="spectra",
+    ),
+    *_bugs(
+        "leave_one_out.py",
+        (
+            "the median of an even number is the higher of two",
+            "return at_rank((rest - 1) // 2), at_rank(rest // 2), rest",
+            "return at_rank(rest // 2), at_rank(rest // 2), rest",
+        ),
+        (
+            "weights of the mean go with the error",
+            "weights = donors / factor**2",
+            "weights = donors / factor",
+        ),
+        (
+            "of equal values the one that is left out is counted",
+            "place += value <= flat.take",
+            "place += value < flat.take",
+        ),
+        (
+            "the effective number of a median is that of its density alone",
+            "density**2 / np.maximum(number, 1)",
+            "density",
+        ),
+        tests="leave_one_out",
+    ),
+    *_bugs(
+        "donors.py",
+        (
+            "exposures without good pixels serve others: rows and columns swapped",
+            "serves = other & ~late & ~close & usable",
+            "serves = other & ~late & ~close & usable[:, None]",
+        ),
+        tests="donors",
+    ),
+    *_bugs(
+        "detection.py",
+        (
+            "deep parts of a mosaic have the noise of a single exposure",
+            "np.where(missing, 0, image) * np.sqrt(count)",
+            "np.where(missing, 0, image)",
+        ),
+        (
+            "masks grow at most as far as they should at least",
+            "reach = np.maximum(reach, least)",
+            "reach = np.minimum(reach, least)",
+        ),
+        (
+            "the light of two rings is that of the outer",
+            "return total[:, 1:-1] + total[:, 2:], number",
+            "return total[:, 2:], number",
+        ),
+        tests="detection",
+    ),
+    *_bugs(
+        "holes.py",
+        (
+            "coarse pixels lie half a pixel off",
+            "(np.arange(size) - 0.5) / 2",
+            "np.arange(size) / 2",
+        ),
+        tests="holes",
+    ),
+    *_bugs(
+        "image_samples.py",
+        (
+            "levels know only one direction of who serves whom",
+            "company = serves | serves.T\n",
+            "company = serves\n",
+        ),
+        (
+            "levels of sets that have nothing in common are tied to one zero",
+            "return level - middle[group]",
+            "return level",
+        ),
+        (
+            "the noise of one exposure is that of a difference",
+            "typical = np.median(sums) / 2\n",
+            "typical = np.median(sums)\n",
+        ),
+        tests="image_backgrounds",
+    ),
+    *_bugs(
+        "image_stack.py",
+        (
+            "the variance is scaled by the factor, not its square",
+            "variance[rows] = factor**2 * (",
+            "variance[rows] = factor * (",
+        ),
+        (
+            "sources are merged into the backgrounds of others",
+            "alike = np.where(self.sources[i], np.float32(np.nan), self.images[i])",
+            "alike = np.array(self.images[i])",
+        ),
+        (
+            "offset and factor are put back in the wrong order",
+            "self.standard.offset[i] + self.standard.factor[i] * filled[rows]",
+            "self.standard.factor[i] * (self.standard.offset[i] + filled[rows])",
+        ),
+        (
+            "the common variance is the mean of all, bright ones too: inverse not taken",
+            "return np.divide(number, inverse, out",
+            "return np.divide(inverse, number, out",
+        ),
+        tests="image_backgrounds",
+    ),
+    *_bugs(
+        "image_backgrounds.py",
+        (
+            "what is left of an exposure counts its sources",
+            "deviation(left[good & ~source & (count > 0)])",
+            "deviation(left[good & (count > 0)])",
+        ),
+        (
+            "holes are counted among bad pixels, too",
+            "holes=float((count[good] == 0).mean())",
+            "holes=float((count == 0).mean())",
+        ),
+        tests="image_backgrounds",
+    ),
+    *_bugs(
+        "source_masks.py",
+        (
+            "excluded regions are masked",
+            "on_source &= ~inside_regions(guide.exclude",
+            "on_source &= inside_regions(guide.exclude",
+        ),
+        tests="image_backgrounds",
+    ),
+    *_bugs(
+        "apply.py",
+        (
+            "levels are added in single precision",
+            "np.add(data, level, dtype=np.float64)",
+            "np.add(data, np.asarray(level, dtype=data.dtype))",
+        ),
+        (
+            "undo takes the error from the variance, not its square",
+            "np.square(error, dtype=np.float64) - sigma**2",
+            "np.square(error, dtype=np.float64) - sigma",
+        ),
+        tests="match hard_cases step",
+    ),
+    *_bugs(
+        "masks.py",
+        (
+            "excluding regions lose against plain ones",
+            "for group, value in ((including, True), (excluding, False)):",
+            "for group, value in ((excluding, False), (including, True)):",
+        ),
+        tests="bad_input step image_backgrounds",
+    ),
+    *_bugs(
+        "record.py",
+        (
+            "pairs that are listed the other way keep the sign of their offset",
+            '"residual": sign * match.residual',
+            '"residual": match.residual',
+        ),
+        (
+            "the slopes of a table are swapped",
+            '"slope_east": match.slope[:, 0]',
+            '"slope_east": match.slope[:, 1]',
+        ),
+        tests="step level_step applied",
+    ),
+    *_bugs(
+        "saved.py",
+        (
+            "the slopes of a saved table are swapped",
+            '("slope_east", "slope_north", "ra", "dec"))',
+            '("slope_north", "slope_east", "ra", "dec"))',
+        ),
+        tests="applied",
+    ),
+    *_bugs(
+        "stored.py",
+        (
+            "rows of a stored image are written where those of a square one would be",
+            "file.seek(row * self.size[1] * self.dtype.itemsize)",
+            "file.seek(row * self.size[0] * self.dtype.itemsize)",
+        ),
+        tests="stored",
+    ),
+    *_bugs(
+        "mosaics.py",
+        (
+            "the mosaic is off by a cell",
+            "return self.grid.of(vectors) - self.low\n",
+            "return self.grid.of(vectors) - self.low - 1\n",
+        ),
+        tests="mosaics",
+    ),
+    *_bugs(
+        "steps/models.py",
+        (
+            "a level that was subtracted before is subtracted again",
+            "shift(model.data, self.previous - self.level)",
+            "shift(model.data, -self.level)",
+        ),
+        tests="step",
+    ),
+    *_bugs(
+        "steps/plane_record.py",
+        (
+            "rows and columns of MIRI's Lyot field swapped",
+            "return slice(row, None), slice(0, column)",
+            "return slice(0, column), slice(row, None)",
+        ),
+        (
+            "the record of a second match forgets the first",
+            "return replace(other, science=self.science + other.science, lyot=lyot)",
+            "return replace(other, lyot=lyot)",
+        ),
+        tests="level_step",
+    ),
+    *_bugs(
+        "steps/background_files.py",
+        (
+            "undo of a background does not give the variance back",
+            "variance = sign * np.square(background.err, dtype=np.float64)",
+            "variance = np.square(background.err, dtype=np.float64)",
+        ),
+        tests="image_step",
+    ),
+    *_bugs(
+        "steps/polynomial_record.py",
+        (
+            "right ascension and declination of polynomials swapped",
+            "sign * polynomial(*coordinates[:, inside])",
+            "sign * polynomial(*coordinates[[1, 0, 2]][:, inside])",
+        ),
+        tests="mrs_step",
+    ),
+]
