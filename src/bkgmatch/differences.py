@@ -338,7 +338,8 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
     for iteration in range(_GRAPH_ITERATIONS if len(fits.first) else 0):
         coefficients = system.solution_of(pair_equations(fits.first, fits.second, fits.normal, rhs, trust))
         apart = fits.estimate - coefficients[fits.first] + coefficients[fits.second]
-        pulls = np.sqrt(np.einsum("na,nab,nb->n", apart, fits.normal, apart) / p)
+        squares = np.einsum("na,nab,nb->n", apart, fits.normal, apart)
+        pulls = np.sqrt(np.maximum(squares, 0) / p)  # rounding may leave less than 0 of pairs that agree
         pulls /= max(float(np.median(pulls)) / 0.6745, 1.0)
         before, trust = trust, robust_trust(pulls, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
         if iteration > _LEAST_ABSOLUTE_ITERATIONS and np.abs(trust - before).max() < 1e-3:
