@@ -329,6 +329,20 @@ def test_units_do_not_matter(scale, factor):
         np.testing.assert_array_equal(background.donors, plain[name].donors)
 
 
+@pytest.mark.parametrize("scale", ["additive", "multiplicative", "none"])
+@pytest.mark.parametrize("factor", [2.0**66, 2.0**-66])
+def test_units_whose_squares_are_beyond_single_precision(scale, factor):
+    known = scene(5, levels=[11.0] * 5)
+    options = ImageForImageOptions(scale=scale)
+    plain, other = (make_backgrounds(e, options) for e in (known.exposures, [e.times(factor) for e in known.exposures]))
+    np.testing.assert_allclose(other.level / factor, plain.level, rtol=1e-6)
+    np.testing.assert_allclose(other.rms / factor, plain.rms, rtol=1e-4)
+    scaled = results(other)
+    for name, background in results(plain).items():
+        np.testing.assert_allclose(scaled[name].value / np.float32(factor), background.value, rtol=1e-5)
+        np.testing.assert_allclose(scaled[name].variance / factor**2, background.variance, rtol=1e-3)
+
+
 def test_multiplicative_exposures():
     factors = np.array([0.5, 0.8, 1.0, 1.1, 1.4, 1.7, 2.0, 0.7])
     base = scene(8, noise=1e-6)

@@ -455,6 +455,20 @@ def test_start_of_a_loop_with_a_tail(p, tail):
     np.testing.assert_allclose(apart, fits.estimate, atol=0.04)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_start_with_overlaps_of_one_cell(seed):
+    """They fit exactly: what is left of them is rounding, and its square must not be less than zero."""
+    rng = np.random.default_rng(seed)
+    terms = np.column_stack([np.ones(30), rng.uniform(-3, 3, (30, 2))])
+    pairs, ones = np.array([(k, k + 1) for k in range(30)]), np.ones(30)
+    normal = 1e4 * terms[:, :, None] * terms[:, None]
+    estimate = rng.normal(0, 10, (30, 3))
+    fits = PairFits(*pairs.T, estimate, normal, ones, np.ones((30, 2)), np.nan * ones, np.ones((30, 2)), ones)
+    found = start_solution(31, fits, UNIT).coefficients
+    at_cells = np.einsum("na,na->n", terms, found[:-1] - found[1:] - estimate)
+    np.testing.assert_allclose(at_cells, 0, atol=1e-3)
+
+
 def test_start_that_bad_pairs_do_not_move():
     """Of ten exposures that all overlap, one in six pairs is far off."""
     rng = np.random.default_rng(20)

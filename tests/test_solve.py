@@ -419,6 +419,19 @@ def test_robust_weights_of_good_pairs_change_little():
     assert (shift < np.sqrt(plain.covariance[:, 0, 0])).all()
 
 
+def test_robust_weights_where_most_pairs_are_in_no_loop():
+    """A row fits exactly; that says nothing of the three pairs of the loop at its end, which differ by their errors."""
+    rng = np.random.default_rng(31)
+    pairs = [(k, k + 1) for k in range(11)] + [(9, 11)]
+    near = [[j for pair in pairs for i, j in (pair, pair[::-1]) if i == k] for k in range(12)]
+    offsets = pair_offsets([measurement(others, rng.normal(10, 1, len(others)), [1] * len(others)) for others in near])
+    plain, _ = solve_offsets(offsets, np.arange(12))
+    robust, weighted = solve_offsets(offsets, np.arange(12), robust=True)
+    assert (weighted.weight / weighted.full_weight > 0.5).all()
+    np.testing.assert_allclose(robust.coefficients, plain.coefficients, atol=0.3)
+    np.testing.assert_allclose(robust.covariance, plain.covariance, rtol=0.3)
+
+
 def test_robust_weights_of_perfect_data():
     truth = np.array([3.0, 1.0, 7.0])
     offsets = pair_offsets(random_measurements(np.random.default_rng(30), 3, truth, 0.0))

@@ -8,12 +8,14 @@ import pytest
 from ifu import (
     DITHERS,
     PLACE,
+    SMALL,
     Box,
     backgrounds,
     dithers,
     exposure,
     exposures,
     polynomial,
+    positions,
     scaled,
     smooth_sky,
     star,
@@ -317,6 +319,32 @@ def test_a_set_far_away_changes_nothing(scene):
     both = match_spectra([*exposures(places, values), *others], OPTIONS)
     np.testing.assert_allclose(both.coefficients[:4], found.coefficients, rtol=1e-10)
     np.testing.assert_allclose(both.refpoint[:4], found.refpoint)
+
+
+@pytest.mark.parametrize("gap", [1.75, 1.9])
+def test_the_level_of_a_lone_exposure_beside_others_moves_nothing(gap):
+    """Their voxels touch: a gradient of the sky from one to the other would be that of the unknown level."""
+    places = [*dithers(2, shape=SMALL), positions((0.4, gap), shape=SMALL)]
+    values = noisy(places, backgrounds(np.random.default_rng(3), 3, (0, 0, 0)))
+    options = MRSIMatchOptions(bkg_degree=0, wavelength_cells=12)
+    one, two = (match_spectra(exposures(places, [*values[:2], values[2] + k]), options) for k in (0.0, 100.0))
+    assert one.status == two.status == ("matched", "matched", "no overlap")
+    np.testing.assert_allclose(two.level, one.level, rtol=0, atol=1e-10)
+
+
+def test_twins_do_not_drown_the_others(scene):
+    """Two exposures with the same values agree exactly: that is not for want of noise."""
+    places, functions, values, plain = scene
+    found = match_spectra(exposures([*places, places[1]], [*values, values[1]]), OPTIONS)
+    np.testing.assert_allclose(
+        found.coefficients[4] / found.errors[4], found.coefficients[1] / found.errors[1], atol=1e-6
+    )
+    errors = []
+    for one in (plain, found):
+        fitted = values_of(one, places[0])[:4]
+        errors.append(np.std(fitted - fitted.mean(axis=0) - truth_of(functions, places[0])))
+    assert errors[1] < 2 * errors[0]
+    assert (found.sigma > 0.5 * plain.sigma.min()).all()
 
 
 @pytest.mark.parametrize("shift", [FAR, 7200.0])

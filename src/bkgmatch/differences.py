@@ -39,6 +39,7 @@ _CAUCHY_ITERATIONS, _CORE_ITERATIONS, _CORE_LIMIT = 5, 4, 3.5
 _GRAPH_ITERATIONS = 40
 _LEAST_ABSOLUTE_ITERATIONS = 15
 _ROBUST_LIMIT = 3.0
+_TINY = 1e-100  # its square is not 0
 _FEW = 30
 _NOISE_ITERATIONS, _NOISE_SCATTER, _LEAST_PART = 20, 0.25, 0.1
 _LEAST_NOISE = 1e-4  # of the given variance: images without noise differ by rounding
@@ -281,7 +282,7 @@ def _robust_fit(terms: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarra
     centred = terms - centre
     for iteration in range(-_CAUCHY_ITERATIONS if is_plane else 0, _CORE_ITERATIONS):
         if iteration < 0:
-            weights = 1 / (1 + (residual / max(_ROBUST_LIMIT * _scale(residual), 1e-300)) ** 2)
+            weights = 1 / (1 + (residual / max(_ROBUST_LIMIT * _scale(residual), _TINY)) ** 2)
         else:
             weights = (np.abs(residual) <= _CORE_LIMIT * _core_scale(residual)).astype(float)
         normal = (centred * weights[:, None]).T @ centred
@@ -338,7 +339,8 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
     for iteration in range(_GRAPH_ITERATIONS if len(fits.first) else 0):
         coefficients = system.solution_of(pair_equations(fits.first, fits.second, fits.normal, rhs, trust))
         apart = fits.estimate - coefficients[fits.first] + coefficients[fits.second]
-        pulls = np.sqrt(np.einsum("na,nab,nb->n", apart, fits.normal, apart) / p)
+        squares = np.einsum("na,nab,nb->n", apart, fits.normal, apart)
+        pulls = np.sqrt(np.maximum(squares, 0) / p)  # rounding may leave less than 0 of pairs that agree
         pulls /= max(float(np.median(pulls)) / 0.6745, 1.0)
         before, trust = trust, robust_trust(pulls, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
         if iteration > _LEAST_ABSOLUTE_ITERATIONS and np.abs(trust - before).max() < 1e-3:

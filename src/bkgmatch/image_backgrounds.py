@@ -1,7 +1,7 @@
 """Make a background image for each exposure of the other exposures: the stages in order."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from bkgmatch.detection import deviation
 from bkgmatch.display import Displayed, Rows
 from bkgmatch.execution import HERE, Work
-from bkgmatch.exposures import Exposure, check_names
+from bkgmatch.exposures import Exposure, check_names, handy_factor
 from bkgmatch.image_stack import Background, ImageStack
 from bkgmatch.mosaics import Mosaic
 from bkgmatch.options import ImageForImageOptions
@@ -39,7 +39,8 @@ class ImageBackgrounds(Displayed):
     level : ndarray, shape (n,)
         Level of each exposure: the median of its source-free pixels.
     rms : ndarray, shape (n,)
-        Rms of the source-free pixels after the background is subtracted, from their median absolute deviation.
+        Rms of the source-free pixels that have donors after the background is subtracted, from their median absolute
+        deviation; NaN if there are none.
     masked, holes, covered : ndarray, shape (n,)
         Part of the good pixels that are on sources; that have no donor; and that the given mosaic or mask covers, NaN
         if none was given.
@@ -61,13 +62,15 @@ class ImageBackgrounds(Displayed):
     donors: np.ndarray
     masks: tuple[tuple[Any, Mosaic], ...]
     _stacks: tuple[tuple[ImageStack, int], ...]
+    _factor: float = 1.0  # from the unit of the data to that of the stacks
 
     def background(self, i: int) -> Background:
         """Background of one exposure; ValueError if it has none."""
         if self.status[i] != MADE:
             raise ValueError(f"{self.names[i]} has no background: {self.status[i]}")
         stack, k = self._stacks[i]
-        return stack.background(k)
+        background = stack.background(k)
+        return background if self._factor == 1 else _divided(background, self._factor)
 
     def sources(self, i: int) -> np.ndarray:
         """Pixels of one exposure that are on sources, shape (ny, nx)."""
@@ -138,6 +141,8 @@ def make_backgrounds(
     given = [()] * len(exposures) if kinds is None else list(kinds)
     if len(given) != len(exposures):
         raise ValueError(f"there are {len(given)} kinds for {len(exposures)} exposures; give one for each")
+    factor = handy_factor(exposures)
+    exposures = exposures if factor == 1 else [exposure.times(factor) for exposure in exposures]
     parts = []
     for kind in dict.fromkeys(given):
         members = [i for i, other in enumerate(given) if other == kind]
@@ -145,7 +150,14 @@ def make_backgrounds(
         masks, covered = mask_sources(stack, options, guide, work=work)
         stack.merge(options.method)
         parts.append(_Part(kind, members, stack, masks, covered))
-    return _gathered(exposures, parts)
+    return _gathered(exposures, parts, factor)
+
+
+def _divided(background: Background, factor: float) -> Background:
+    """Background in the unit of the data; the squares of such values are beyond single precision."""
+    value = background.value.astype(np.float64) / factor
+    variance = background.variance.astype(np.float64) / factor**2
+    return replace(background, value=value.astype(np.float32), variance=variance)
 
 
 class _Part(NamedTuple):
@@ -158,16 +170,18 @@ class _Part(NamedTuple):
     covered: list[float]
 
 
-def _gathered(exposures: Sequence[Exposure], parts: Sequence[_Part]) -> ImageBackgrounds:
+def _gathered(exposures: Sequence[Exposure], parts: Sequence[_Part], factor: float) -> ImageBackgrounds:
     found = {i: (part, k) for part in parts for k, i in enumerate(part.members)}
     rows = [_summary(part, k) for part, k in (found[i] for i in range(len(exposures)))]
     columns = {name: np.array([getattr(row, name) for row in rows]) for name in _Summary._fields[2:]}
+    columns |= {name: columns[name] / factor for name in ("level", "rms")}
     return ImageBackgrounds(
         names=tuple(e.name for e in exposures),
         status=tuple(row.status for row in rows),
         members=tuple(row.members for row in rows),
         masks=tuple((part.kind, mask) for part in parts for mask in part.masks),
         _stacks=tuple((part.stack, k) for part, k in (found[i] for i in range(len(exposures)))),
+        _factor=factor,
         **columns,
     )
 

@@ -35,7 +35,7 @@ class Background:
     value : ndarray of float32, shape (ny, nx)
         Background; finite everywhere. Pixels without donors are interpolated.
     variance : ndarray of float32, shape (ny, nx)
-        Its variance.
+        Its variance; in double precision for data in units so large or small that its values need it.
     donors : ndarray of uint16, shape (ny, nx)
         Number of exposures that it was made of.
     holes : ndarray of bool, shape (ny, nx)

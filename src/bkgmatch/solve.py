@@ -29,6 +29,7 @@ _LEAST_PIVOT = 1e-11  # relative to the diagonal
 _ROUNDING = 1e-14  # relative to the largest of the unknown's own: functions that are zero in all cells
 _TOLERANCE, _GRADIENTS = 1e-12, 60
 _ROBUST_LIMIT = 3.0
+_EXACT, _TINY = 1e-9, 1e-100  # relative to the offsets: rounding; what is not 0
 _LEAST_ABSOLUTE_ITERATIONS, _ROBUST_ITERATIONS = 15, 30
 
 
@@ -348,10 +349,12 @@ def solve_offsets(offsets: Offsets, groups: np.ndarray, *, robust: bool = False)
 def _robust_weight(n: int, one: np.ndarray, two: np.ndarray, offsets: Offsets) -> np.ndarray:
     weight = offsets.full_weight
     system = NormalSystem(n, offset_equations(one, two, offsets.offset, weight))
+    # Pairs that are in no loop fit exactly, and say nothing of the others: these may be off by their errors.
+    least = 1.0 if (offsets.sigma > 0).any() else _EXACT * float(np.abs(offsets.offset * np.sqrt(weight)).max())
     for iteration in range(_ROBUST_ITERATIONS):
         levels = system.solution_of(offset_equations(one, two, offsets.offset, weight))[:, 0]
         pulls = np.abs(offsets.offset - (levels[one] - levels[two])) * np.sqrt(offsets.full_weight)
-        scale = max(float(np.median(pulls)) / 0.6745, 1e-300)
+        scale = max(float(np.median(pulls)) / 0.6745, least, _TINY)
         weight = offsets.full_weight * robust_trust(pulls / scale, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
     return weight
 

@@ -10,6 +10,7 @@ import numpy as np
 from bkgmatch.execution import Work
 from bkgmatch.polynomial_sums import PolynomialSums, Weights, join, sum_pairs
 from bkgmatch.polynomials import Basis
+from bkgmatch.solve import connected
 from bkgmatch.voxels import Voxels, columns, middles, neighbours, patch_numbers
 
 __all__ = ["Samples", "VoxelWorld", "wrapped"]
@@ -166,9 +167,20 @@ class Samples:
         return (np.bincount(self.voxel) > 1)[self.voxel]
 
     @cached_property
+    def sets(self) -> np.ndarray:
+        """Connected set of exposures that sees each voxel; what levels those of another have is not known."""
+        entries = np.flatnonzero(self.shared)
+        entries = entries[np.argsort(self.voxel[entries], kind="stable")]
+        exposure, same = self.exposure[entries], np.diff(self.voxel[entries]) == 0
+        result = np.zeros(len(self.number), dtype=int)
+        result[self.voxel] = connected(self.n, exposure[:-1][same], exposure[1:][same])[self.exposure]
+        return result
+
+    @cached_property
     def around(self) -> np.ndarray:
-        """Indices of the neighbours of each voxel."""
-        return neighbours(self.number)
+        """Indices of the neighbours of each voxel in its set."""
+        found = neighbours(self.number)
+        return np.where(self.sets[found] == self.sets, found, -1)
 
     @cached_property
     def patches(self) -> list[Patch]:

@@ -14,6 +14,7 @@ __all__ = ["State", "clipped_planes", "deviations", "measured", "residuals", "st
 _MEDIAN_OF_SQUARES = 0.4549  # of chi squared with one degree of freedom
 _ERROR_OF_MEDIAN = 2.34  # of n such values, relative, times sqrt(n)
 _LEAST_FREEDOM, _LEAST_TRUST = 1e-6, 0.1
+_LEAST_SHARE = 0.3  # of the typical factor: two exposures that agree exactly are twins, not without noise
 _LEAST_FACTOR = 1e-6
 _FEW = 3
 _SMOOTHING = 4  # voxels of wavelength to either side
@@ -82,7 +83,7 @@ def measured(samples: Samples, state: State) -> tuple[State, np.ndarray]:
     residual, squares, known = _squares(samples, state)
     rough = _roughness(samples, squares / state.factor[samples.exposure], known)
     noise = state.factor[samples.exposure] * (samples.variance + rough)
-    change = _factors(samples, squares / noise, known)
+    change = _factors(samples, squares / noise, known, state.factor)
     noise = np.maximum(noise * change[samples.exposure], samples.least_noise)
     lasting = _lasting(samples, residual, known & (state.trust > _LEAST_TRUST), noise)
     return replace(state, noise=noise + lasting, factor=state.factor * change), np.sqrt(squares / noise)
@@ -142,13 +143,14 @@ def _roughness(samples: Samples, squares: np.ndarray, known: np.ndarray) -> np.n
     return result[samples.place]
 
 
-def _factors(samples: Samples, squares: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return what the variances of each exposure are to be multiplied by."""
+def _factors(samples: Samples, squares: np.ndarray, known: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return what the variances of each exposure are to be multiplied by, besides the factors before."""
     result = np.ones(samples.n)
     entries = np.flatnonzero(known)
     exposures, _, (square,) = _medians(samples.exposure[entries], squares[entries])
     result[exposures] = square / _MEDIAN_OF_SQUARES
-    return np.maximum(result, _LEAST_FACTOR)
+    typical = np.median((result * before)[exposures]) if len(exposures) else 0.0
+    return np.maximum(result, np.maximum(_LEAST_FACTOR, _LEAST_SHARE * typical / before))
 
 
 def _medians(group: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
@@ -212,7 +214,9 @@ def _smooth(samples: Samples, sky: np.ndarray, variance: np.ndarray) -> tuple[np
     """Median over nearby wavelengths at the same place, and its variance."""
     near = np.arange(-_SMOOTHING, _SMOOTHING + 1)
     index = np.clip(np.arange(len(sky))[:, None] + near, 0, len(sky) - 1)
-    values = np.where(samples.number[index] == samples.number[:, None] + near, sky[index], np.nan)
+    is_near = samples.number[index] == samples.number[:, None] + near
+    is_near &= samples.sets[index] == samples.sets[:, None]
+    values = np.where(is_near, sky[index], np.nan)
     count = np.isfinite(values).sum(axis=1)
     middle = np.maximum(count - 1, 0) // 2
     values = np.sort(values, axis=1)  # NaN come last

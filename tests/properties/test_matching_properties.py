@@ -1,0 +1,328 @@
+"""What must hold for any images, however they are matched: sky matching and level matching with random options."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ledger import note
+from strategies import (
+    PLACES,
+    SEEDS,
+    STATISTICS,
+    WAYS,
+    Fit,
+    Pointing,
+    Scene,
+    SkyWay,
+    laid_out,
+    less_mean,
+    level_ways,
+    make_scene,
+    rounded,
+    same_sets,
+    scenes,
+)
+
+from bkgmatch.options import SkyMatchOptions
+
+EXACT = 1e-9  # of the largest value: sums in double precision
+SINGLE = 4e-7  # of the largest value: values in single precision, rounded a few times
+
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def scale(scene: Scene) -> float:
+    """Largest good value, at least the noise."""
+    pairs = zip(scene.data, scene.good, strict=True)
+    return max([scene.noise, *(float(np.abs(d[g]).max()) for d, g in pairs if g.any())])
+
+
+def assert_same(one: Fit, two: Fit, atol: float, *, sigmas: float = 0.0, rtol: float = 1e-4) -> None:
+    """The same sets, statuses, values (to an absolute and a relative tolerance, in errors) and errors."""
+    assert two.status == one.status
+    assert same_sets(one.component, two.component)
+    there = one.matched
+    apart = np.abs(two.values - one.values)[there]
+    assert (apart <= atol + sigmas * one.sigma[there]).all(), (one.values, two.values, one.sigma)
+    np.testing.assert_allclose(two.sigma[there], one.sigma[there], rtol=rtol, atol=atol)
+
+
+@every_way
+@given(data=st.data())
+def test_adding_a_constant_moves_a_level_by_exactly_that(way, data):
+    """Less the mean over the component, which is the zero point; neither errors nor sets change."""
+    match, scene = data.draw(WAYS[way]), data.draw(scenes())
+    added = rounded(
+        data.draw(st.sampled_from([1.0, 100.0])) * np.random.default_rng(len(scene)).normal(size=len(scene))
+    )
+    moved = scene.with_data(lambda i, d: d + added[i])
+    one, two = match(scene), match(moved)
+    expected = one.values.copy()
+    expected[:, 0] += less_mean(added.astype(float), one.component)
+    assert_same(one._replace(values=expected), two, SINGLE * scale(moved), sigmas=match.slack, rtol=match.slack)
+    note("properties", f"adding a constant: {way}")
+
+
+@every_way
+@given(data=st.data())
+def test_the_order_of_the_input_does_not_matter(way, data):
+    match, scene = data.draw(WAYS[way]), data.draw(scenes(2))
+    order = data.draw(st.permutations(range(len(scene))))
+    one, two = match(scene), match(scene.take(order))
+    expected = Fit(*(np.asarray(a)[order] for a in one[:4]), None)._replace(status=tuple(one.status[k] for k in order))
+    assert_same(expected, two, 1e-10 * scale(scene), rtol=1e-10)
+    note("properties", f"order of input: {way}")
+
+
+@every_way
+@given(data=st.data())
+def test_two_mosaics_far_apart_are_matched_each_as_alone(way, data):
+    match = data.draw(WAYS[way])
+    parts = [
+        data.draw(scenes(1, 4)),
+        data.draw(scenes(1, 4)).renamed("f").moved(data.draw(st.sampled_from(list(PLACES.values())))),
+    ]
+    both = match(parts[0] + parts[1])
+    start = 0
+    for part in parts:
+        alone, here = match(part), slice(start, start + len(part))
+        inside = Fit(both.status[here], *(a[here] for a in both[1:4]), None)
+        assert_same(alone, inside, 1e-10 * scale(part), rtol=1e-8)
+        start += len(part)
+    note("properties", f"mosaics far apart: {way}")
+
+
+@every_way
+@given(data=st.data())
+def test_without_the_exposure_that_links_them_two_mosaics_are_two_components(way, data):
+    match, seed = data.draw(WAYS[way]), data.draw(SEEDS)
+    left, right = (make_scene(seed + k, 2, size=(24, 40), spread=0.1) for k in range(2))
+    gap = 90.0
+    right = right.renamed("f").with_pointings(lambda p: Pointing(p.shape, (p.shift[0] + gap, p.shift[1]), p.angle))
+    bridge = Pointing((18, 100), (gap / 2, 0.0))
+    link = make_scene(seed + 2, 1, pointings=[bridge]).renamed("link")
+    linked, split = match(left + right + link), match(left + right)
+    assert len(set(linked.component)) == 1
+    assert linked.component[0] >= 0
+    assert same_sets(split.component, np.array([0, 0, 1, 1]))
+    for pair, some in ((left, slice(0, 2)), (right, slice(2, 4))):
+        alone = match(pair)
+        apart = np.abs(split.values[some] - alone.values)
+        assert (apart <= SINGLE * scale(pair) + 3 * alone.sigma).all(), (split.values[some], alone.values, alone.sigma)
+    note("properties", f"linking exposure removed: {way}")
+
+
+@every_way
+@given(data=st.data())
+def test_units_scale_levels_and_errors(way, data):
+    match, scene = data.draw(WAYS[way]), data.draw(scenes(levels=data.draw(st.sampled_from([0.0, 10.0]))))
+    factor = data.draw(st.sampled_from([1e-20, 1e-6, 0.37, 1e6, 1e20]))
+    one, two = match(scene), match(scene.times(factor))
+    two = two._replace(values=two.values / factor, sigma=two.sigma / factor)
+    assert_same(one, two, SINGLE * scale(scene), sigmas=match.slack, rtol=match.slack)
+    note("properties", f"units: {way}")
+
+
+@every_way
+@given(data=st.data())
+def test_the_negative_of_the_data_has_the_negative_levels(way, data):
+    """Statistics that are not symmetric, as histograms that start at the least pixel, within the errors."""
+    match, scene = data.draw(WAYS[way]), data.draw(scenes(rays=0.0))
+    one, two = match(scene), match(scene.with_data(lambda _, d: -d))
+    assert_same(one, two._replace(values=-two.values), SINGLE * scale(scene), sigmas=1.0, rtol=0.1)
+    note("properties", f"negative data: {way}")
+
+
+@every_way
+@given(data=st.data())
+def test_the_place_on_the_sky_does_not_matter(way, data):
+    """
+    The same pixels on the same plane, tangential to the sky elsewhere.
+
+    Coordinates in degrees are rounded by 1e-9 pixels. That moves no pixel over an edge but where the pixels of all
+    exposures coincide: an edge may then go through the middle of a pixel.
+    """
+    match, aligned = data.draw(WAYS[way]), data.draw(st.booleans())
+    scene, place = data.draw(scenes(2, aligned=aligned)), data.draw(st.sampled_from(list(PLACES)))
+    one, two = match(scene), match(scene.moved(PLACES[place]))
+    assert_same(
+        one, two, SINGLE * scale(scene), sigmas=0.5 if aligned else match.slack, rtol=0.1 if aligned else match.slack
+    )
+    note("properties", f"place on the sky: {way}")
+
+
+@every_way
+@given(data=st.data())
+def test_a_twin_gets_the_same_correction_and_disturbs_none(way, data):
+    """The others move within their errors, for the twin's overlaps count twice."""
+    match, scene = data.draw(WAYS[way]), data.draw(scenes(2, 7, dead=False))
+    n, k = len(scene), data.draw(st.integers(0, len(scene) - 1))
+    one, two = match(scene), match(scene + scene.take([k]).renamed("twin of "))
+    assert two.component[n] == two.component[k]
+    tolerance = SINGLE * scale(scene)
+    np.testing.assert_allclose(two.values[n], two.values[k], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(two.sigma[n], two.sigma[k], rtol=1e-4, atol=tolerance)
+    there = one.matched
+    assert two.matched[:n][there].all()
+    old, new = (less_mean(fit.values[:n], np.where(there, fit.component[:n], -1)) for fit in (one, two))
+    assert (np.abs(new - old) <= tolerance + 6 * np.maximum(one.sigma, two.sigma[:n]))[there].all(), (
+        old,
+        new,
+        one.sigma,
+    )
+    note("properties", f"twins: {way}")
+
+
+@every_way
+@given(data=st.data())
+def test_masking_more_pixels_changes_nothing_beyond_errors(way, data):
+    match, scene = data.draw(WAYS[way]), data.draw(scenes(2, dead=False, rays=0.0))
+    rng = np.random.default_rng(data.draw(SEEDS))
+    part = data.draw(st.sampled_from([0.05, 0.2, 0.5]))
+    fewer = scene.masked([rng.random(d.shape) < part for d in scene.data])
+    one, two = match(scene), match(fewer)
+    if same_sets(one.component, two.component):
+        apart = np.abs(two.values - one.values)
+        bad = apart > 6 * two.sigma
+        assert not bad[one.matched].any(), (one, two)
+        note("properties", f"fewer pixels: {way}")
+
+
+KINDS = ["f4", "f8", ">f4", ">f8", "i4", ">i2", "u2", "f2"]
+
+
+@every_way
+@given(data=st.data())
+def test_the_kind_of_numbers_and_their_layout_do_not_matter(way, data):
+    match, scene = data.draw(WAYS[way]), data.draw(scenes(2, bad=0.0, dead=False))
+    scene = scene.with_data(lambda _, d: np.clip(np.rint(d * 8 + 500), 0, 2000).astype(np.float32))
+    kind = data.draw(st.sampled_from(KINDS))
+    layout = data.draw(st.sampled_from(["C", "Fortran", "strided", "reversed", "read-only"]))
+    one, two = match(scene), match(scene.with_data(lambda _, d: laid_out(d.astype(kind), layout)))
+    assert_same(one, two, SINGLE * scale(scene), sigmas=match.slack, rtol=match.slack)
+    note("properties", f"kind of numbers: {way}")
+
+
+# The zero point of each policy
+
+
+@given(data=st.data())
+def test_each_zero_point_of_sky_matching_follows_what_is_added(data):
+    """Relative levels move by what is added less its mean; each policy makes of them what its description says."""
+    method = data.draw(st.sampled_from(["local", "global", "match", "match", "match", "global+match"]))
+    scene = data.draw(scenes(2, 6, dead=False))
+    n = len(scene)
+    scene = scene.with_fields(group=[data.draw(st.sampled_from(["", "g", "h"])) for _ in range(n)], time=np.arange(n))
+    policy = data.draw(st.sampled_from(["auto", "lowest", "highest", "mean", "e0"])) if method == "match" else "auto"
+    options = SkyMatchOptions(
+        skymethod=method,
+        zero_point=policy,
+        match_down=data.draw(st.booleans()),
+        zero_point_scope=data.draw(st.sampled_from(["global", "component"])),
+        skystat=data.draw(st.sampled_from(STATISTICS)),
+    )
+    mean = SkyWay(replace(options, skymethod="match", zero_point="mean"))
+    relative = mean(scene)
+    groups = relative.result.groups
+    added = rounded(np.random.default_rng(n).normal(0, 5, n))[groups]
+    moved = scene.with_data(lambda i, d: d + added[i])
+    first = np.unique(groups, return_index=True)[1]  # one exposure of each group
+    steps = less_mean(added[first].astype(float), relative.component[first])[groups]
+    again = mean(moved)
+    tolerance = SINGLE * scale(moved) + mean.slack * np.nan_to_num(relative.sigma[:, 0])
+    assert (np.abs(again.values[:, 0] - relative.values[:, 0] - steps) <= tolerance)[relative.matched].all()
+    if policy in scene.names and not relative.matched[scene.names.index(policy)] and method == "match":
+        with pytest.raises(ValueError, match="overlaps no other"):
+            SkyWay(options)(moved)
+        return
+    found = SkyWay(options)(moved)
+    sky = relative.result.sky + added
+    np.testing.assert_allclose(found.result.sky, sky, rtol=0, atol=SINGLE * scale(moved))
+    expected = by_policy(options, scene.names, groups, relative.component, relative.values[:, 0] + steps, sky)
+    np.testing.assert_allclose(found.values[:, 0], expected, rtol=0, atol=tolerance.max() * 3)
+    note("properties", f"zero point: {method}, {policy}")
+
+
+def by_policy(options, names, groups, component, relative, sky):
+    """Levels as the documentation describes them, of relative levels with mean zero over each component."""
+    lowest = np.array([sky[groups == g].min() for g in groups])
+    if options.skymethod == "local":
+        return lowest
+    if options.skymethod == "global":
+        return np.full(len(sky), lowest.min())
+    level, named = relative.copy(), names.index(options.zero_point) if options.zero_point in names else None
+    down = options.zero_point == "lowest" or (options.zero_point != "highest" and options.match_down)
+    one_set = options.zero_point_scope == "global"
+    for some in [component >= 0] if one_set else [component == c for c in range(component.max(initial=-1) + 1)]:
+        if options.zero_point == "mean" or not some.any():
+            continue
+        zero = relative[named] if named is not None and some[named] else (min if down else max)(relative[some])
+        level[some] -= zero
+    if options.skymethod == "match":
+        return level
+    level = np.where(component < 0, 0, level)
+    left = lowest - level
+    alone = component < 0
+    base = [
+        left.min()
+        if one_set
+        else left[groups == groups[i]].min()
+        if alone[i]
+        else left[component == component[i]].min()
+        for i in range(len(sky))
+    ]
+    return level + base
+
+
+@given(data=st.data())
+def test_each_reference_of_level_matching_follows_what_is_added(data):
+    """
+    With local subtraction the reference becomes zero, and each is moved by what was added to it; without it the
+    reference stays, and the others are moved by what was added to them less what was added to it.
+    """
+    local, reference = data.draw(st.booleans()), data.draw(st.sampled_from(["auto", "e1", "most_overlaps", "flattest"]))
+    match = data.draw(level_ways(reference=reference, do_local_subtraction=local))
+    scene = data.draw(scenes(2, 6, dead=False))
+    added = rounded(np.random.default_rng(len(scene)).normal(0, 5, len(scene)))
+    moved = scene.with_data(lambda i, d: d + added[i])
+    one, two = match(scene), match(moved)
+    assert two.result.reference == one.result.reference
+    steps = added.astype(float)
+    if not local:
+        tiles = np.array([match.tile(name) or name for name in scene.names])
+        for c, name in enumerate(one.result.reference):
+            steps[one.component == c] -= added[(one.component == c) & (tiles == name)].mean()
+    expected = one.values.copy()
+    expected[:, 0] += steps
+    assert_same(one._replace(values=expected), two, SINGLE * scale(moved), sigmas=match.slack, rtol=match.slack)
+    note("properties", f"reference: {reference}, {'its background' if local else 'zero'}")
+
+
+@given(data=st.data())
+def test_adding_a_plane_moves_a_plane_by_that(data):
+    """
+    Less the mean plane of the component, within a third of the errors for tilts that the overlaps determine.
+
+    The weak prior draws tilts towards the mean by (error / width of the prior)^2 of their size. Its width is three
+    times the rms of the tilts; those whose error is more than half of it are loose.
+    """
+    match = data.draw(level_ways(passes="joint", fit_type_dithers="level+slope"))
+    scene = data.draw(scenes(2, 6, dead=False, spread=data.draw(st.sampled_from([0.02, 0.2])), size=(24, 64)))
+    rng = np.random.default_rng(data.draw(SEEDS))
+    planes = scene.noise * rng.normal(size=(len(scene), 3)) * [100, 0.1, 0.1]
+    pixels = [p.pixels() for p in scene.pointings]
+    moved = scene.with_data(
+        lambda i, d: (d + planes[i, 0] + planes[i, 1] * pixels[i][0] + planes[i, 2] * pixels[i][1]).astype(np.float32)
+    )
+    one, two = match(scene), match(moved)
+    assert same_sets(one.component, two.component)
+    apart = less_mean(planes, one.component)
+    at = np.array([p.shift for p in scene.pointings])
+    steps = np.column_stack([apart[:, 0] + np.sum(apart[:, 1:] * at, axis=1), apart[:, 1:] / 0.1])  # per arcsec
+    loose = one.result.loose | two.result.loose
+    firm = one.matched & ~np.isin(one.component, one.component[loose])
+    excess = np.abs(two.values - one.values - steps)[firm] - SINGLE * scale(moved) * np.array([1, 10, 10])
+    assert (excess <= one.sigma[firm] / 3).all(), excess / one.sigma[firm]
+    note("properties", "adding a plane: level match")
