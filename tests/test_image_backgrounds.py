@@ -586,6 +586,17 @@ def test_a_mask_without_sources_leaves_stars_in():
     assert (result.background(0).value - known.truth[0])[ghost].mean() > 1
 
 
+@pytest.mark.parametrize("blank", [0, np.nan])
+def test_blank_pixels_of_a_given_mosaic_cover_nothing(blank):
+    """Zeros are no data, as NaN."""
+    known = scene(6)
+    mosaic = wide()
+    image = np.random.default_rng(1).normal(100, 0.01, mosaic.image.shape).astype(np.float32)
+    image[:, image.shape[1] // 2 :] = blank
+    result = make_backgrounds(known.exposures, guide=SourceGuide(mosaic=replace(mosaic, image=image)))
+    assert (result.covered < 0.8).all()
+
+
 def test_a_given_mosaic_shows_sources():
     """A deep image, with a source that the exposures themselves do not show."""
     known = scene(6)

@@ -2,6 +2,7 @@
 
 import tracemalloc
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bkgmatch import leave_one_out
+from bkgmatch.execution import Work
 from bkgmatch.leave_one_out import merge_others
 
 METHODS = ("median", "mean")
@@ -652,6 +655,19 @@ def test_of_a_larger_image_only_the_counts_take_more(method):
     small, large = (stack_of("ties", 16, shape=(rows, 512)) for rows in (160, 320))
     more = peak_in_place(large, others(16), method) - peak_in_place(small, others(16), method)
     assert more < 0.6 * (large.nbytes - small.nbytes)
+
+
+@pytest.mark.parametrize("width", [1031, 1032, 2048])
+def test_bands_of_files_are_bounded_whatever_their_width(width):
+    """Where one machine writes; where several do, they begin at pages."""
+    stack = np.broadcast_to(np.float32(0), (100, 1024, width))
+    stored = SimpleNamespace(shape=stack.shape)
+    alone = leave_one_out._bands(stored, Work())
+    assert max(rows.stop - rows.start for rows in alone) * width * 100 <= leave_one_out._BAND
+    cluster = leave_one_out._bands(stored, SimpleNamespace(shares_memory=False))
+    for bands in (alone, cluster):
+        assert [row for rows in bands for row in range(rows.start, rows.stop)] == list(range(1024))
+    assert all(rows.start * width % leave_one_out._PAGE == 0 for rows in cluster)
 
 
 # Misuse

@@ -553,6 +553,11 @@ def test_no_backgrounds(more):
     assert match_levels([*mosaic(), *more], options(reference="auto")).reference == ("e04",)
 
 
+def test_the_nearest_in_time_needs_times_of_the_exposures():
+    with pytest.raises(ValueError, match="e00 and the others have none"):
+        match_levels([*mosaic(), background(3.0)], options(reference="background"))
+
+
 @pytest.mark.parametrize("reference", ["e00", "e03", "auto"])
 @pytest.mark.parametrize("tiled", [False, True])
 def test_local_subtraction_makes_the_reference_zero(reference, tiled):

@@ -186,3 +186,11 @@ def test_dedicated_backgrounds_are_matched_too():
     exposures = strip([0, 15, 30], rng, is_background=[False, False, True])
     exposures[2] = replace(exposures[2].times(1.0), name="dark")
     assert match_skies(exposures, DIFFERENCE).status == ("matched",) * 3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20])
+def test_weights_by_number_of_pixels_are_these_numbers(scale):
+    rng = np.random.default_rng(3)
+    exposures = strip([0, 12, 20], rng, level=scale, noise=0.02 * scale)
+    pairs = match_skies(exposures, replace(DIFFERENCE, weights="npix")).pairs
+    np.testing.assert_allclose(pairs.full_weight, pairs.npix)

@@ -307,7 +307,8 @@ def unit_vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
 def angles(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Right ascension and declination in degrees, each of shape (...), of vectors, shape (..., 3)."""
     x, y, z = np.moveaxis(vectors, -1, 0)
-    return np.rad2deg(np.arctan2(y, x)) % 360, np.rad2deg(np.arctan2(z, np.hypot(x, y)))
+    ra = np.rad2deg(np.arctan2(y, x)) % 360
+    return np.where(ra < 360, ra, 0.0), np.rad2deg(np.arctan2(z, np.hypot(x, y)))  # -1e-15 % 360 is 360
 
 
 def position(vector: np.ndarray) -> tuple[float, float]:

@@ -74,8 +74,9 @@ def mask_sources(
     """
     numbers = stack.donors.serves.sum(axis=1)
     members = float(np.median(numbers[numbers > 0])) if numbers.any() else 0.0
-    covered = _covered(stack, guide.mask or guide.mosaic)
-    given = guide.mask if guide.mosaic is None else _in_given(guide.mosaic, options, members)
+    mosaic = guide.mosaic and _without_zeros(guide.mosaic)
+    covered = _covered(stack, guide.mask or mosaic)
+    given = guide.mask if mosaic is None else _in_given(mosaic, options, members)
     own: list[Mosaic] = []
     _paint(stack, guide, given, {})
     if guide.mask is None and members:
@@ -115,10 +116,14 @@ def _settled(before: Sequence[Mosaic], after: Sequence[Mosaic]) -> bool:
     return changed < _SETTLED * sum(int(np.isfinite(new.image).sum()) for new in after)
 
 
+def _without_zeros(mosaic: Mosaic) -> Mosaic:
+    """Given mosaic, whose zeros are no data."""
+    return replace(mosaic, image=np.where(mosaic.image == 0, np.float32(np.nan), mosaic.image))
+
+
 def _in_given(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> Mosaic:
-    """Mask of the sources of a given mosaic; zeros are no data."""
-    image = np.where(mosaic.image == 0, np.float32(np.nan), mosaic.image)
-    flat = flat_mosaic(image, options.bkg_boxsize)
+    """Mask of the sources of a given mosaic."""
+    flat = flat_mosaic(mosaic.image, options.bkg_boxsize)
     return _detected(replace(mosaic, image=flat), options, members, is_rough=True)
 
 

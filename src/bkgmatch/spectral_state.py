@@ -168,21 +168,16 @@ def _lasting(samples: Samples, residual: np.ndarray, known: np.ndarray, noise: n
     number of wavelengths.
     """
     entries = np.flatnonzero(known)
-    place, exposure = samples.place[entries], samples.exposure[entries]
     n_places = int(samples.place.max()) + 1
-    key = place * samples.n + exposure
-
-    def total(values: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(key, values, n_places * samples.n).reshape(n_places, samples.n)
-
-    count = total()
+    columns, member = np.unique(samples.column[entries], return_inverse=True)
+    count = np.bincount(member, minlength=len(columns))
+    left, expected = (np.bincount(member, values[entries], len(columns)) for values in (residual, noise))
     enough = count > _FEW
-    count = np.where(enough, count, 1)
-    several = np.maximum(enough.sum(axis=1), 1)
-    chance = 2 * np.sqrt(2 / np.maximum(several - 1, 1))[:, None]
-    excess = (total(residual[entries]) / count) ** 2 - (1 + chance) * total(noise[entries]) / count**2
-    mean = np.where(enough, excess, 0).sum(axis=1) / several
-    length = np.where(enough, count, 0).sum(axis=1) / several
+    place, count = columns[enough] // samples.n, count[enough]
+    several = np.maximum(np.bincount(place, minlength=n_places), 1)
+    chance = 2 * np.sqrt(2 / np.maximum(several - 1, 1))[place]
+    excess = (left[enough] / count) ** 2 - (1 + chance) * expected[enough] / count**2
+    mean, length = (np.bincount(place, values, n_places) / several for values in (excess, count))
     return (np.maximum(mean, 0) * length)[samples.place]
 
 
