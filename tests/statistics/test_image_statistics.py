@@ -9,6 +9,8 @@ from simulated_skies import NOISE, PLACE, SHAPE, Mosaic, cosmic_rays, dark, star
 from bkgmatch.image_backgrounds import make_backgrounds
 from bkgmatch.options import ImageForImageOptions
 
+pytestmark = pytest.mark.timeout(3600)  # for all the skies of a test on a busy machine
+
 SETS = 60
 UNEQUAL = NOISE * np.array([1, 3, 0.5, 2, 1, 1])
 

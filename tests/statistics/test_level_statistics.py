@@ -10,6 +10,8 @@ from bkgmatch.levels import match_levels
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.record import level_pair_table, level_table
 
+pytestmark = pytest.mark.timeout(3600)  # for all the skies of a test on a busy machine
+
 SKIES, FEWER = 500, 100
 UNEQUAL = NOISE * np.array([1, 3, 0.5, 2, 1])
 CAUTIOUS = (0.7, 1.1)  # errors that are larger than need be

@@ -23,6 +23,8 @@ from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchO
 from bkgmatch.spectra import match_voxels
 from bkgmatch.voxels import middles
 
+pytestmark = pytest.mark.timeout(3600)  # for all the skies of a test on a busy machine
+
 SEEDS = 6
 PIXELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 PAIRS = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -79,11 +81,16 @@ def by_level_match(mosaic, data):
 def by_stcal(mosaic, data, skystat="mode"):
     statistic, good = SkyStats(skystat=skystat), np.ones(SHAPE, dtype=bool)
     images = [
-        SkyImage(image, good, to_sky(wcs), partial(to_pixels, wcs), statistic, sky_id=k)
+        SkyImage(image, good, boundless(to_sky(wcs)), boundless(partial(to_pixels, wcs)), statistic, sky_id=k)
         for k, (image, wcs) in enumerate(zip(data, mosaic.wcss, strict=True))
     ]
     skymatch(images, "match")
     return np.array([image.sky for image in images])
+
+
+def boundless(transform):
+    """As stcal calls the WCS."""
+    return lambda one, two, with_bounding_box=False: transform(one, two)
 
 
 def by_reproject(mosaic, data):
@@ -109,6 +116,13 @@ PROGRAMS = {
         partial(by_stcal, skystat="median"),
     ),
     "LevelMatch": (by_level_match, by_reproject),
+}
+
+# Most error that is allowed up to a part of the pixels, in standard deviations of a pixel.
+BOUNDS = {
+    ("SkyMatch, mode", "cosmic rays"): {0.3: 0.2},
+    ("SkyMatch, mode", "stars"): {0.3: 0.2},
+    ("LevelMatch", "cosmic rays"): {0.1: 0.1, 0.2: 0.4},
 }
 
 
@@ -142,7 +156,7 @@ def judge(what, fraction, errors, bounds):
 @pytest.mark.parametrize("program", ["SkyMatch, mode", "SkyMatch, median", "SkyMatch, difference", "LevelMatch"])
 def test_spoilt_pixels(program, spoil):
     what = {with_rays: "cosmic rays", with_stars: "stars"}[spoil]
-    compare(f"{program}: {what}", "cross", spoil, PIXELS, PROGRAMS[program], {})
+    compare(f"{program}: {what}", "cross", spoil, PIXELS, PROGRAMS[program], BOUNDS.get((program, what), {}))
 
 
 @pytest.mark.slow
@@ -196,7 +210,7 @@ def test_spoilt_voxels():
             for k, program in enumerate((by_spectral_match, by_wiimatch)):
                 error = np.array(program(voxels, points)) - true
                 errors[seed, k] = np.sqrt(np.mean((error - error.mean(axis=0)) ** 2))
-        judge("MRSIMatch: cosmic rays", fraction, errors / NOISE, {})
+        judge("MRSIMatch: cosmic rays", fraction, errors / NOISE, {0.2: 0.7})
 
 
 # Images
@@ -208,10 +222,12 @@ def by_image_for_image(mosaic, data, method):
     return [made.background(k).value for k in range(len(data))]
 
 
-def by_clipped_mean(data):
-    """As jwst's BackgroundStep averages dedicated backgrounds; here the others, whose levels differ."""
+def by_plain_statistic(data, method):
+    """Of the others, less their levels: a mean clipped as jwst's BackgroundStep does, or a median."""
     levelled = data - np.median(data, axis=(1, 2), keepdims=True)
     others = [np.delete(levelled, k, axis=0) for k in range(len(data))]
+    if method == "median":
+        return [np.median(other, axis=0) for other in others]
     return [np.ma.filled(sigma_clip(other, sigma=3, axis=0).mean(axis=0), 0.0) for other in others]
 
 
@@ -227,9 +243,11 @@ def test_spoilt_pixels_of_dithers(method):
             rng = np.random.default_rng(seed)
             pattern = rng.normal(0, 3 * NOISE, SHAPE)
             data = with_rays(mosaic, rng, fraction) + pattern
-            for k, backgrounds in enumerate((by_image_for_image(mosaic, data, method), by_clipped_mean(data))):
+            for k, backgrounds in enumerate(
+                (by_image_for_image(mosaic, data, method), by_plain_statistic(data, method))
+            ):
                 errors[seed, k] = rms(np.array(backgrounds) - pattern)
-        judge(f"ImageForImage, {method}: cosmic rays", fraction, errors / NOISE, {})
+        judge(f"ImageForImage, {method}: cosmic rays", fraction, errors / NOISE, {0.1: 1.0})
 
 
 def rms(errors):

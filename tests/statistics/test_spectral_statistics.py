@@ -13,12 +13,20 @@ from bkgmatch.record import spectral_pair_table, spectral_table
 from bkgmatch.spectra import match_spectra, match_voxels
 from bkgmatch.spectral_fit import fit_spectra
 
-SKIES, FEWER, CUBES = 500, 200, 30
+pytestmark = pytest.mark.timeout(3600)  # for all the skies of a test on a busy machine
+
+SKIES, FEWER, CUBES = 500, 60, 30
 NOISE = 0.1
-BOXES = [((0, 14), (0, 12), (0, 8)), ((6, 20), (2, 14), (0, 8)), ((2, 16), (5, 17), (0, 8)), ((5, 19), (6, 18), (0, 8))]
+BOXES = [
+    ((0, 10), (0, 9), (0, 32)),  # as many wavelengths as by default: the noise of a place is measured over them
+    ((4, 14), (2, 11), (0, 32)),
+    ((2, 12), (4, 13), (0, 32)),
+    ((3, 13), (4, 13), (0, 32)),
+]
 LEVELS = np.array([3.0, -1.0, 4.0, 1.5])
 UNEQUAL = NOISE * np.array([1, 3, 0.5, 2])
-ROOM = (0.9, 1.25)  # the documentation says that errors are 1.0 to 1.2 times as large as quoted
+ROOM = (0.9, 1.25)  # the documentation says that errors are 1.0 to 1.2 times as large as quoted,
+MORE_ROOM = (0.9, 1.45)  # and with two or three exposures up to 1.4 times
 
 
 def samples(rng, noise, n=4, rays=0.0):
@@ -57,7 +65,7 @@ def pulls_of(table, true):
     [
         ("degree 1", SKIES, {}),
         ("degree 0", FEWER, {"bkg_degree": 0}),
-        ("degree 2", FEWER // 2, {"bkg_degree": 2}),
+        ("degree 2", FEWER, {"bkg_degree": 2}),
         ("unequal noise", FEWER, {"noise": UNEQUAL}),
         ("cosmic rays", FEWER, {"rays": 0.02}),
         ("two exposures", FEWER, {"n": 2}),
@@ -72,9 +80,10 @@ def test_levels_coefficients_and_pairs_of_voxels(case, skies, given):
         coefficients.append(coefficient)
         first, second = (true[[int(name[1:]) for name in found[column]]] for column in ("first", "second"))
         pairs.append((found["offset"] - (first - second)) / found["sigma"])
-    check_pulls(f"MRSIMatch: levels, {case}", np.array(levels), width=ROOM)
-    check_pulls(f"MRSIMatch: coefficients, {case}", np.array(coefficients), width=ROOM)
-    check_pulls(f"MRSIMatch: pairs, {case}", np.array(pairs), width=ROOM)
+    width = MORE_ROOM if len(true) < 4 else ROOM
+    check_pulls(f"MRSIMatch: levels, {case}", np.array(levels), width=width)
+    check_pulls(f"MRSIMatch: coefficients, {case}", np.array(coefficients), width=width)
+    check_pulls(f"MRSIMatch: pairs, {case}", np.array(pairs), width=width)
 
 
 @pytest.mark.slow
