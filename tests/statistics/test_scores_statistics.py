@@ -48,14 +48,12 @@ def test_wrong_errors_fail(wrong):
 
 
 def test_distances_count_how_errors_hang_together():
-    rng = np.random.default_rng(2)
-    mixing = rng.normal(size=(3, 3))
-    covariance = mixing @ mixing.T
-    errors = rng.normal(size=(SKIES, 3)) @ mixing.T
-    right = [mahalanobis(e, covariance)[0] for e in errors]
-    check_distances("drawn", right, 3)
-    with pytest.raises(AssertionError, match="drawn"):
-        check_distances("drawn", [mahalanobis(e, np.diag(np.diag(covariance)))[0] for e in errors], 3)
+    together, against = (np.array([[1, r], [r, 1]]) for r in (0.7, -0.7))
+    errors = np.random.default_rng(2).normal(size=(SKIES, 2)) @ np.linalg.cholesky(together).T
+    check_distances("drawn", [mahalanobis(e, together)[0] for e in errors], 2)
+    for wrong in (against, 1.5 * together, 0.6 * together):
+        with pytest.raises(AssertionError, match="drawn"):
+            check_distances("drawn", [mahalanobis(e, wrong)[0] for e in errors], 2)
 
 
 def test_directions_without_variance_do_not_count():
