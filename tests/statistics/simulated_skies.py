@@ -17,7 +17,7 @@ SHIFTS = {
     "cross": [(0, 0), (31.2, 0.7), (62.4, -0.3), (0.4, 27.1), (31.6, 27.6)],
     "chain": [(38.3 * k, 0.4 * k) for k in range(5)],
     "dithers": [(38.0 * tile + dx, dy) for tile in range(2) for dx, dy in ((0, 0), (4.4, 2.7), (-3.3, 4.9))],
-    "square": [(36.3 * (k % 3), 30.7 * (k // 3)) for k in range(9)],
+    "square": [(30.3 * (k % 3), 25.7 * (k // 3)) for k in range(9)],
 }
 LEVELS = np.array([3.0, 1.0, 4.0, 1.5, 9.0, 2.6, 5.3, 5.8, 9.7])
 
