@@ -236,7 +236,7 @@ def test_units_scale_polynomials_and_errors(scene, factor):
 
 @given(spectra(2), st.sampled_from([-ifu.PLACE[0], 10.0, 180.0, 276.4]))
 def test_right_ascension_does_not_matter(scene, angle):
-    """Voxels are squares to the east and north: moved along a circle of latitude, across RA 0, they hold the same pixels."""
+    """Voxels are squares to the east and north: along a circle of latitude, across RA 0, they hold the same pixels."""
     assert_same(scene.match(), scene.turned(angle).match(), 1e-8 * scene.scale(), sigmas=SLACK)
     note("properties", f"place on the sky: {KIND}")
 
