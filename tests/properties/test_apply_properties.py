@@ -69,6 +69,7 @@ def write(scene: Scene, folder: Path, place: tuple[float, float], kind: str) -> 
     return files
 
 
+@pytest.mark.slow
 @given(
     scenes(2, 3, spread=0.2, dead=False, size=(16, 40)),
     st.sampled_from(["level", "level+slope"]),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ledger import note
@@ -106,6 +107,7 @@ def test_multiplying_exposures_multiplies_their_backgrounds(scene, options):
     note("properties", f"multiplying: {KIND}")
 
 
+@pytest.mark.slow
 @given(scenes(2, 6, **detector_scenes), additive, st.data())
 def test_the_order_of_the_input_does_not_matter(scene, options, data):
     """The mosaic is along the pixels of the first exposure: where these are turned, none is searched for sources."""
@@ -119,6 +121,7 @@ def straight(scene: Scene) -> Scene:
     return scene.with_pointings(lambda p: replace(p, angle=0.0))
 
 
+@pytest.mark.slow
 @given(scenes(1, 4, **detector_scenes), additive, st.data())
 def test_kinds_in_one_call_give_what_each_gives_alone(scene, options, data):
     other = data.draw(scenes(1, 4, **detector_scenes)).renamed("f")
