@@ -14,7 +14,7 @@ __all__ = ["State", "clipped_planes", "deviations", "measured", "residuals", "st
 _MEDIAN_OF_SQUARES = 0.4549  # of chi squared with one degree of freedom
 _ERROR_OF_MEDIAN = 2.34  # of n such values, relative, times sqrt(n)
 _LEAST_FREEDOM, _LEAST_TRUST = 1e-6, 0.1
-_LEAST_SHARE = 0.3  # of the typical factor: two exposures that agree exactly are twins, not without noise
+_LEAST_SHARE = 0.01  # of the largest factor: two exposures that agree exactly are twins, not without noise
 _LEAST_FACTOR = 1e-6
 _FEW = 3
 _SMOOTHING = 4  # voxels of wavelength to either side
@@ -149,8 +149,8 @@ def _factors(samples: Samples, squares: np.ndarray, known: np.ndarray, before: n
     entries = np.flatnonzero(known)
     exposures, _, (square,) = _medians(samples.exposure[entries], squares[entries])
     result[exposures] = square / _MEDIAN_OF_SQUARES
-    typical = np.median((result * before)[exposures]) if len(exposures) else 0.0
-    return np.maximum(result, np.maximum(_LEAST_FACTOR, _LEAST_SHARE * typical / before))
+    largest = (result * before)[exposures].max(initial=0.0)
+    return np.maximum(result, np.maximum(_LEAST_FACTOR, _LEAST_SHARE * largest / before))
 
 
 def _medians(group: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
