@@ -16,7 +16,8 @@ class Mutant(NamedTuple):
 
 
 def _bugs(file: str, *bugs: tuple[str, str, str], tests: str) -> list[Mutant]:
-    where = tuple(f"tests/test_{name}.py" for name in tests.split())
+    parts = (name.partition("::") for name in tests.split())
+    where = tuple(f"tests/test_{name}.py{colons}{test}" for name, colons, test in parts)
     return [Mutant(file, old, new, what, where) for what, old, new in bugs]
 
 
@@ -714,7 +715,7 @@ MUTANTS = [
             "np.square(error, dtype=np.float64) - sigma**2",
             "np.square(error, dtype=np.float64) - sigma",
         ),
-        tests="match hard_cases step",
+        tests="hard_cases step::test_undo",
     ),
     *_bugs(
         "masks.py",
@@ -723,7 +724,7 @@ MUTANTS = [
             "for group, value in ((including, True), (excluding, False)):",
             "for group, value in ((excluding, False), (including, True)):",
         ),
-        tests="bad_input step image_backgrounds",
+        tests="step::test_regions step::test_regions_masks_and_flags_combine hard_cases",
     ),
     *_bugs(
         "record.py",
@@ -737,7 +738,7 @@ MUTANTS = [
             '"slope_east": match.slope[:, 0]',
             '"slope_east": match.slope[:, 1]',
         ),
-        tests="step level_step applied",
+        tests="step::test_saved_tables level_step::test_saved_tables applied",
     ),
     *_bugs(
         "saved.py",
@@ -773,7 +774,7 @@ MUTANTS = [
             "shift(model.data, self.previous - self.level)",
             "shift(model.data, -self.level)",
         ),
-        tests="step",
+        tests="step::test_repetition_changes_nothing",
     ),
     *_bugs(
         "steps/plane_record.py",
@@ -787,7 +788,9 @@ MUTANTS = [
             "return replace(other, science=self.science + other.science, lyot=lyot)",
             "return replace(other, lyot=lyot)",
         ),
-        tests="level_step",
+        tests="level_step::test_lyot_field_of_unsplit_files "
+        "level_step::test_what_is_subtracted_stays_on_record_when_levels_are_only_recorded "
+        "level_step::test_new_data_join_matched_ones",
     ),
     *_bugs(
         "steps/background_files.py",
