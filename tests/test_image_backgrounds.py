@@ -648,6 +648,18 @@ def test_holes_are_filled():
         assert np.median(background.variance[hole]) > 2 * np.median(background.variance[~hole])
 
 
+def test_holes_are_those_of_good_pixels():
+    """The others miss nine rows, of which the first exposure itself has five."""
+    known, row = scene(4), np.indices(SHAPE)[0]
+    exposures = [
+        Exposure.from_arrays(e.name, known.data[i], e.wcs, good=row >= (4 if i == 0 else 9))
+        for i, e in enumerate(known.exposures)
+    ]
+    result = make_backgrounds(exposures, guide=NO_SOURCES)
+    assert result.holes[0] == pytest.approx(5 / (SHAPE[0] - 4))
+    assert result.background(0).holes.sum() == 5 * SHAPE[1]
+
+
 def test_values_are_always_finite():
     known = scene(5)
     data = known.data.copy()
