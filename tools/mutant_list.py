@@ -415,9 +415,9 @@ MUTANTS = [
     *_bugs(
         "dissection.py",
         (
-            "an unknown on the boundary is taken for one of the front's own",
-            "np.where(positions < self.stop, positions - self.start, beyond)",
-            "np.where(positions <= self.stop, positions - self.start, beyond)",
+            "a front does not hand its boundary on to the one above",
+            ", *(boundaries[b] for b in piece.below)",
+            "",
         ),
         (
             "a separator that does not separate",
