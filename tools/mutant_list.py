@@ -640,26 +640,18 @@ MUTANTS = [
     *_bugs(
         "image_samples.py",
         (
-            "levels know only one direction of who serves whom",
-            "company = serves | serves.T\n",
-            "company = serves\n",
+            "differences of levels are summed, not subtracted",
+            "difference += company * (values @ share.T - share @ values.T)",
+            "difference += company * (values @ share.T + share @ values.T)",
         ),
         (
-            "levels of sets that have nothing in common are tied to one zero",
-            "return level - middle[group]",
-            "return level",
+            "what is left of an exposure does not know its level",
+            "left[:, some] - level[:, None]",
+            "left[:, some]",
         ),
-        (
-            "the noise of one exposure is that of a difference",
-            "typical = np.median(sums) / 2\n",
-            "typical = np.median(sums)\n",
-        ),
-        tests=(
-            "image_backgrounds::test_epochs_never_mix "
-            "image_backgrounds::test_levels_are_those_of_the_exposures "
-            "image_backgrounds::test_two_fields_serve_each_other "
-            "image_backgrounds::test_pulls_of_exposures_of_unequal_noise "
-        ),
+        tests="image_backgrounds::test_a_level_of_one_exposure_moves_its_background_alone "
+        "image_backgrounds::test_levels_are_those_of_the_exposures "
+        "image_backgrounds::test_what_is_left_is_the_light_of_the_sources",
     ),
     *_bugs(
         "image_stack.py",
@@ -674,9 +666,9 @@ MUTANTS = [
             "alike = np.array(self.images[i])",
         ),
         (
-            "offset and factor are put back in the wrong order",
-            "self.standard.offset[i] + self.standard.factor[i] * filled[rows]",
-            "self.standard.factor[i] * (self.standard.offset[i] + filled[rows])",
+            "exposures are multiplied by their factor, not divided",
+            "(alike[rows] - self.standard.offset[i]) / self.standard.factor[i]",
+            "(alike[rows] - self.standard.offset[i]) * self.standard.factor[i]",
         ),
         (
             "the common variance is the mean of all, bright ones too: inverse not taken",
@@ -684,9 +676,10 @@ MUTANTS = [
             "return np.divide(inverse, number, out",
         ),
         tests=(
-            "image_backgrounds::test_pulls_of_multiplicative_exposures "
-            "image_backgrounds::test_stars_leave_no_ghosts "
+            "image_backgrounds::test_a_factor_on_one_exposure_is_one_on_its_background "
+            "image_backgrounds::test_a_given_mask_is_used_as_it_is "
             "image_backgrounds::test_pixels_that_vary_more_have_larger_errors "
+            "image_backgrounds::test_bright_stars_are_masked_to_their_middle"
         ),
     ),
     *_bugs(
