@@ -707,3 +707,23 @@ def test_misuse_changes_nothing(wrong):
     with pytest.raises(ValueError):
         merge_others(stack, **arguments)
     assert_same_bits(stack, STACK)
+
+
+@pytest.mark.parametrize("method", ["mean", "median"])
+def test_scatters_that_differ_count_as_documented(method):
+    """Donor by donor: a mean has the weights 1/s^2; how many donors of scatter 1 would give the same variance."""
+    rng, scatter = np.random.default_rng(21), np.array([0.5, 1.0, 2.0, 4.0, 1.5])
+    stack = rng.normal(size=(5, 3, 4)).astype(np.float32)
+    stack[rng.random(stack.shape) < 0.2] = np.nan
+    donors = ~np.eye(5, dtype=bool)
+    donors[0, 1] = donors[3, 2] = False
+    effective = np.zeros(stack.shape, dtype=np.float32)
+    value, count = merge_others(stack, donors, method=method, scatter=scatter, out_effective=effective)
+    for place in np.ndindex(stack.shape):
+        own = [d for d in range(5) if donors[place[0], d] and np.isfinite(stack[(d, *place[1:])])]
+        values, s = stack[(own, *place[1:])].astype(float), scatter[own]
+        expected = np.median(values) if method == "median" else np.average(values, weights=s**-2.0)
+        number = np.sum(1 / s) ** 2 / len(own) if method == "median" else np.sum(s**-2.0)
+        assert count[place] == len(own)
+        assert value[place] == pytest.approx(expected, abs=1e-5)
+        assert effective[place] == pytest.approx(number, rel=1e-5)
