@@ -19,6 +19,7 @@ from bkgmatch.journal import Journal
 from bkgmatch.progress import Times, stage
 from bkgmatch.report import check_page, page_beside, write_report
 from bkgmatch.steps.crds import OptionalCrds
+from bkgmatch.steps.inputs import writing
 from bkgmatch.steps.library import without_suffix
 from bkgmatch.steps.streamed import quick_collection
 from bkgmatch.workspace import ended_by_signals
@@ -99,9 +100,10 @@ class BackgroundStep(OptionalCrds, Step):
 
     def save_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Save models as jwst's steps do, and with a set of them an association that the next command takes."""
-        with stage("saving"):
+        is_set = isinstance(model, ModelLibrary | ModelContainer)
+        with stage("saving"), nullcontext() if is_set else writing(getattr(model.meta, "filename", None) or "model"):
             saved = super().save_model(model, *args, **kwargs)
-            if saved and isinstance(model, ModelLibrary | ModelContainer):
+            if saved and is_set:
                 self._associate(model, [Path(file) for file in saved])
         return saved
 

@@ -22,10 +22,12 @@ from bkgmatch.steps.inputs import (
     check_outputs,
     exposure_files,
     is_association,
+    naming,
     open_library,
     read_file,
     unreadable,
     use_file,
+    writing,
 )
 from bkgmatch.steps.library import bad_dq_bits, unique_names
 
@@ -239,16 +241,20 @@ class IFUModels:
     def use(self, index: int, function: Callable[[JwstDataModel], Any], *, modify: bool = False) -> Any:
         """Look at one model, or change it."""
         if isinstance(self._models, ModelContainer):
-            return function(self._models[index])
+            model = self._models[index]
+            with naming(model.meta.filename or "model"):
+                return function(model)
+        member = self._models.asn["products"][0]["members"][index]["expname"]
         try:
             model = self._models.borrow(index)
         except Exception as error:  # astropy, asdf and the models raise many kinds
-            member = self._models.asn["products"][0]["members"][index]["expname"]
             raise ValueError(unreadable(member, error)) from error
         try:
-            return function(model)
+            with naming(member):
+                return function(model)
         finally:
-            self._models.shelve(model, index, modify=modify)
+            with writing(member):
+                self._models.shelve(model, index, modify=modify)
 
     def _backgrounds(self) -> set[int]:
         """Members of the association that are not science."""

@@ -24,7 +24,7 @@ from bkgmatch.images import same_unit
 from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
 from bkgmatch.steps.cards import PRODUCT_CARD, card
-from bkgmatch.steps.inputs import unreadable, use_file
+from bkgmatch.steps.inputs import naming, unreadable, use_file, writing
 from bkgmatch.steps.packed import PackedWcs
 from bkgmatch.steps.tiles import Tile, tile_of
 
@@ -266,11 +266,11 @@ class LibraryExposures:
         except Exception as error:  # astropy, asdf and the models raise many kinds
             raise ValueError(unreadable(self._member(index), error)) from error
         try:
-            return use(model)
-        except (OSError, TypeError) as error:  # arrays are read late
-            raise ValueError(unreadable(self._member(index), error)) from error
+            with naming(self._member(index)):
+                return use(model)
         finally:
-            self._library.shelve(model, index, modify=modify)
+            with writing(self._member(index)):
+                self._library.shelve(model, index, modify=modify)
 
     def _member(self, index: int) -> str:
         return str(self._library.asn["products"][0]["members"][index]["expname"])
