@@ -27,9 +27,11 @@ __all__ = [
     "check_distinct",
     "check_listed_once",
     "is_jwst",
+    "naming",
     "read_plane",
     "same_unit",
     "whole_file",
+    "writing",
 ]
 
 _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
@@ -142,27 +144,53 @@ class FitsImage:
         undone : bool
             False if nothing was subtracted.
         """
-        with fits.open(self.path) as hdus:
+        with naming(self.path), fits.open(self.path) as hdus:
             recorded = read_plane(hdus[0].header)
         return self._copy(folder, partial(_undo, plane=recorded)), recorded is not None
 
     def _read(self) -> Pixels:
-        with fits.open(self.path) as hdus:
+        with naming(self.path), fits.open(self.path) as hdus:
             data = np.array(hdus[self.extension].data, dtype=np.float32)
             good = np.isfinite(data)
             if "DQ" in hdus and hdus[0].header.get("TELESCOP") == "JWST":
                 good &= (hdus["DQ"].data & _JWST_BAD) == 0
-            variance = np.square(hdus["ERR"].data, dtype=np.float32) if "ERR" in hdus else None
+            with np.errstate(over="ignore"):  # an infinite variance is not used
+                variance = np.square(hdus["ERR"].data, dtype=np.float32) if "ERR" in hdus else None
         if variance is not None and variance.shape != data.shape:
             raise ValueError(f"{self.path}: ERR has shape {variance.shape}, the image {data.shape}")
         return Pixels(data, good, variance)
 
     def _copy(self, folder: Path, change: Callable) -> Path:
         path = folder / self.path.name
-        with whole_file(path) as part, fits.open(self.path) as hdus:
+        with whole_file(path) as part, naming(self.path), fits.open(self.path) as hdus:
             change(hdus, self)
             hdus.writeto(part, overwrite=True)
         return path
+
+
+@contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """Give errors that name no file the name of the one that is looked at: headers and arrays are read late."""
+    try:
+        yield
+    except Exception as error:  # astropy, asdf, numpy and the models raise many kinds
+        is_of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
+        if is_of_system or Path(file).name in str(error):
+            raise
+        raise ValueError(f"{file} cannot be read ({error}); it is damaged: replace it or leave it out") from error
+
+
+@contextmanager
+def writing(file: str | Path) -> Iterator[None]:
+    """Name the file whose header is so damaged that it cannot be written again."""
+    try:
+        yield
+    except (MemoryError, OSError):  # not of its own making: the disk is full
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{file} cannot be written again ({error}); its header is damaged: replace it or leave it out"
+        ) from error
 
 
 @contextmanager
@@ -208,7 +236,7 @@ def is_jwst(path: Path) -> bool:
     try:
         with fits.open(path) as hdus:
             return "ASDF" in hdus
-    except OSError:
+    except Exception:  # what opens it next tells why
         return True
 
 

@@ -15,11 +15,11 @@ from jwst.stpipe import Step
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.associations import HEAD, association, write_association
+from bkgmatch.images import writing
 from bkgmatch.journal import Journal
 from bkgmatch.progress import Times, stage
 from bkgmatch.report import check_page, page_beside, write_report
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.inputs import writing
 from bkgmatch.steps.library import without_suffix
 from bkgmatch.steps.streamed import quick_collection
 from bkgmatch.workspace import ended_by_signals

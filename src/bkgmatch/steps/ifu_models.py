@@ -16,18 +16,17 @@ from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import SpectralExposure, SpectralPixels
+from bkgmatch.images import naming, writing
 from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.steps.inputs import (
     check_inputs,
     check_outputs,
     exposure_files,
     is_association,
-    naming,
     open_library,
     read_file,
     unreadable,
     use_file,
-    writing,
 )
 from bkgmatch.steps.library import bad_dq_bits, unique_names
 

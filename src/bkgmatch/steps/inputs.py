@@ -3,8 +3,7 @@
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from stcal.multiprocessing import compute_num_cores
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
-from bkgmatch.images import check_distinct, check_listed_once
+from bkgmatch.images import check_distinct, check_listed_once, naming
 from bkgmatch.steps.streamed import StreamedLibrary
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "exposure_files",
     "input_files",
     "is_association",
-    "naming",
     "number_of_cores",
     "open_inputs",
     "open_library",
@@ -32,7 +30,6 @@ __all__ = [
     "unreadable",
     "use_file",
     "with_head",
-    "writing",
 ]
 
 log = logging.getLogger("stpipe.bkgmatch.inputs")
@@ -333,32 +330,6 @@ def use_file(path: Path, use: Callable[[JwstDataModel], Any]) -> Any:
             return use(model)
     finally:
         gc.collect()  # closed models refer to themselves
-
-
-@contextmanager
-def naming(file: str | Path) -> Iterator[None]:
-    """Give errors that name no file the name of the one that is looked at: its arrays are read late."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # astropy, asdf, numpy and the models raise many kinds
-        if Path(file).name in str(error):
-            raise
-        raise ValueError(unreadable(file, error)) from error
-
-
-@contextmanager
-def writing(file: str | Path) -> Iterator[None]:
-    """Name the file whose header is so damaged that it cannot be written again."""
-    try:
-        yield
-    except (MemoryError, OSError):  # not of its own making: the disk is full
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"{file} cannot be written again ({error}); its header is damaged: replace it or leave it out"
-        ) from error
 
 
 def unreadable(file: str | Path, error: Exception) -> str:

@@ -20,11 +20,11 @@ from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import Exposure, Pixels
-from bkgmatch.images import same_unit
+from bkgmatch.images import naming, same_unit, writing
 from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
 from bkgmatch.steps.cards import PRODUCT_CARD, card
-from bkgmatch.steps.inputs import naming, unreadable, use_file, writing
+from bkgmatch.steps.inputs import unreadable, use_file
 from bkgmatch.steps.packed import PackedWcs
 from bkgmatch.steps.tiles import Tile, tile_of
 
@@ -318,7 +318,8 @@ def _good_pixels(arrays: _Arrays, rules: _Rules, wcs: Callable) -> Pixels:
         good &= region_mask(rules.regions, wcs, data.shape)
     if err is not None and err.shape != data.shape:
         raise ValueError(f"{rules.name}: ERR has shape {err.shape}, SCI has {data.shape}")
-    return Pixels(data, good, None if err is None else np.square(err))
+    with np.errstate(over="ignore"):  # an infinite variance is not used
+        return Pixels(data, good, None if err is None else np.square(err))
 
 
 def _know(model: JwstDataModel, *, subtract: bool | None, find_wcs: Callable, look: Callable, pack: bool) -> _Known:

@@ -1,16 +1,18 @@
 """Levels in JWST models: record, subtract, undo."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import add_variance, remove_variance, shift
-from bkgmatch.images import check_copies
+from bkgmatch.images import check_copies, naming, writing
 from bkgmatch.steps.background_files import find_background, undo_background
 from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
@@ -133,17 +135,26 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
             raise FileNotFoundError(f"{file} does not exist")
     check_copies(files, folder)
     for file in files:
-        with _open_image(file) as model:
+        with _open_image(file) as model, naming(file):
             if "COMPLETE" in (model.meta.cal_step.resample, model.meta.cal_step.cube_build):
                 raise ValueError(f"{file} is a mosaic or a cube; give the exposures that it was made of")
             find_background(model, file.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for file in files:
-        with _open_image(file) as model:
+    with TemporaryDirectory(prefix=".bkgmatch_", dir=folder) as parts:
+        undone = [_write_undone(file, Path(parts)) for file in files]
+        for file in files:
+            os.replace(Path(parts) / file.name, folder / file.name)
+    return {folder / file.name: done for file, done in zip(files, undone, strict=True)}
+
+
+def _write_undone(file: Path, folder: Path) -> bool:
+    """Undo into a folder; return whether there was anything to undo."""
+    with _open_image(file) as model:
+        with naming(file):
             undone = undo(model, file.parent)
-            written[Path(model.save(folder / file.name))] = undone
-    return written
+        with writing(file):
+            model.save(folder / file.name)
+    return undone
 
 
 def _open_image(file: Path) -> JwstDataModel:
