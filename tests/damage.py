@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import asdf
 import numpy as np
+from asdf.exceptions import AsdfWarning
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from builders import digest, exposure_name, image_model, tile_wcs, write
-from stdatamodels.exceptions import ValidationWarning
-from stdatamodels.jwst import datamodels
+from stdatamodels.exceptions import NoTypeWarning, ValidationWarning
 
 CLEAR_ERROR, RIGHT_ANSWER, NAMED_STATUS = "clear error", "right answer", "named status"
 LEVELS = (1.0, 3.0, 7.0, 4.0)
@@ -113,7 +112,7 @@ def limited() -> Iterator[None]:
     signal.alarm(HANGS)
     try:
         with warnings.catch_warnings():
-            for category in (AstropyWarning, ValidationWarning, ResourceWarning, asdf.exceptions.AsdfWarning):
+            for category in (AstropyWarning, ValidationWarning, NoTypeWarning, ResourceWarning, AsdfWarning):
                 warnings.simplefilter("ignore", category)
             yield
     finally:
@@ -143,13 +142,8 @@ def are_whole(folder: Path) -> None:
 
 def _is_whole(path: Path) -> None:
     with limited(), fits.open(path) as hdus:
-        assert all(np.ndim(hdu.data) for hdu in hdus[1:] if hdu.header["NAXIS"])
         last = hdus[-1].fileinfo()
         assert path.stat().st_size == last["datLoc"] + last["datSpan"]
-        is_jwst = "ASDF" in hdus
-    if is_jwst:
-        with limited(), datamodels.open(path) as model:
-            assert model.data.shape == model.dq.shape == model.err.shape
 
 
 class Unchanged:

@@ -267,7 +267,7 @@ def read_plane(header: Mapping[str, Any]) -> Plane | None:
 def _image_extension(hdus: fits.HDUList) -> int:
     images = [k for k, hdu in enumerate(hdus) if hdu.is_image and hdu.header.get("NAXIS") == 2]
     named = [k for k in images if hdus[k].name == "SCI"]
-    if not images:
+    if not images or ("SCI" in hdus and not named):  # another extension is not meant then
         raise ValueError("it holds no image with two dimensions")
     return (named or images)[0]
 

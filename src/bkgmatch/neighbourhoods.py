@@ -39,6 +39,8 @@ __all__ = [
     "outline_of",
 ]
 
+_MOST = 1e15  # of values that are near 1: squares beyond have no place in single precision
+
 
 class LevelPairs(NamedTuple):
     """
@@ -339,6 +341,8 @@ def measure_neighbourhood(
 def _placed(item: tuple[Exposure, Footprint], grid: Grid, options: LevelMatchOptions, shelf: Shelf) -> CutOut:
     exposure, outline = item
     pixels = exposure.read()
+    with np.errstate(invalid="ignore"):  # damaged pixels: NaN that signal
+        pixels = replace(pixels, good=pixels.good & (np.abs(pixels.data) < _MOST))
     if options.do_sigma_clip:
         image = np.where(pixels.good, pixels.data, np.nan)
         pixels = replace(pixels, good=pixels.good & ~source_mask(image, options))
