@@ -272,6 +272,7 @@ TRANSFORMS = {
     "scale 1e9": lambda ra, dec: (53.16 + (ra - 53.16) * 1e9, -27.79 + (dec + 27.79) * 1e9),
     "scale 1e-9": lambda ra, dec: (53.16 + (ra - 53.16) * 1e-9, -27.79 + (dec + 27.79) * 1e-9),
 }
+QUICK = ("raises", "NaN in a part")
 GWCS = {
     "SkyMatchStep": (SkyMatchStep, "skymatch", {}),
     "LevelMatchStep": (LevelMatchStep, "level_match", {}),
@@ -313,7 +314,7 @@ def step_outcome(name, models, name_of_broken):
 
 
 @pytest.mark.usefixtures("offline", "assign_freely")
-@pytest.mark.parametrize("kind", TRANSFORMS)
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in TRANSFORMS])
 @pytest.mark.parametrize("name", GWCS)
 def test_a_broken_gwcs_is_an_error_that_names_the_file(whole, name, kind):
     models = [datamodels.open(file) for file in whole]
@@ -371,7 +372,7 @@ OF_IFU = {
 
 
 @pytest.mark.usefixtures("offline", "assign_freely")
-@pytest.mark.parametrize("kind", OF_IFU)
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in OF_IFU])
 def test_a_broken_wcs_of_slices(dithers, kind):
     models = twins(dithers)
     models[BROKEN].meta.wcs = with_transform(models[BROKEN].meta.wcs, OF_IFU[kind], number=3)
