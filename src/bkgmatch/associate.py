@@ -7,11 +7,12 @@ from pathlib import Path
 from astropy.io import fits
 
 from bkgmatch.associations import Member, association, relative_to
-from bkgmatch.images import check_distinct, check_listed_once
+from bkgmatch.images import check_distinct, check_listed_once, naming
 
 __all__ = ["associate"]
 
 _OF_GROUP = ("PROGRAM", "OBSERVTN", "VISIT", "VISITGRP", "SEQ_ID", "ACT_ID", "EXPOSURE")
+_USED = ("EXP_TYPE", "INSTRUME", "FILTER", "PUPIL", "BKGDTARG", "S_EXTR1D")
 _NAME = re.compile(r"(?P<exposure>(?P<group>jw\d{11}_\d{3}[0-9a-z]{2}_\d{5})_[0-9a-z]+)_")
 _IFU = ("MIR_MRS", "NRS_IFU")
 
@@ -70,13 +71,21 @@ def _header(file: Path) -> fits.Header:
         raise FileNotFoundError(f"{file} does not exist")
     try:
         header = fits.getheader(file)
-    except OSError as error:
+    except Exception as error:  # astropy raises many kinds
         raise ValueError(f"{file} is no FITS file; give exposures ({error})") from error
+    with naming(file):
+        _check_header(file, header)
+    return header
+
+
+def _check_header(file: Path, header: fits.Header) -> None:
+    """Raise ValueError if this is no exposure, or cards that are needed cannot be read."""
+    for keyword in (*_OF_GROUP, *_USED):
+        header.get(keyword)
     if "I4I_PROD" in header:
         raise ValueError(f"{file} is a {header['I4I_PROD']} that image_for_image made, no exposure; leave it out")
     if "COMPLETE" in (header.get("S_RESAMP"), header.get("S_IFUCUB")):
         raise ValueError(f"{file} is a mosaic or a cube, no exposure; leave it out")
-    return header
 
 
 def _is_cube(header: fits.Header) -> bool:

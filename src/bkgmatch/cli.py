@@ -285,14 +285,14 @@ def _undo(options: argparse.Namespace) -> int:
     jwst = [path for path in options.files if is_jwst(path)]
     others = [path for path in options.files if path not in jwst]
     written: dict[Path, bool] = {}
+    if others:  # first, for a JWST file that is cut off is taken for one of them, and refused
+        from bkgmatch.image_files import undo_files
+
+        written |= undo_files(others, options.out)
     if jwst:
         from bkgmatch.steps.models import undo_files
 
         written |= undo_files(jwst, options.out)
-    if others:
-        from bkgmatch.image_files import undo_files
-
-        written |= undo_files(others, options.out)
     for path, undone in written.items():
         print(path if undone else f"{path} (no background was recorded: copied as it is)")
     return 0

@@ -290,8 +290,8 @@ def _lattice(shape: tuple[int, int]) -> np.ndarray:
 def sky_vectors(wcs: Callable, pixels: np.ndarray) -> np.ndarray:
     """Sky positions, as unit vectors of shape (n, 3), of pixel coordinates (x, y), shape (n, 2)."""
     try:
-        ra, dec = (np.asarray(angle, dtype=float) for angle in wcs(pixels[:, 0], pixels[:, 1]))
-    except (TypeError, ValueError) as error:
+        ra, dec = (np.asarray(angle, dtype=float).reshape(len(pixels)) for angle in wcs(pixels[:, 0], pixels[:, 1]))
+    except Exception as error:  # a WCS may raise anything
         raise ValueError(f"wcs(x, y) must return right ascension and declination in degrees ({error})") from error
     if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
         raise ValueError("the WCS gives sky coordinates that are not finite inside the image; run assign_wcs again")

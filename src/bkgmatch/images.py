@@ -2,7 +2,8 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -27,8 +28,10 @@ __all__ = [
     "check_distinct",
     "check_listed_once",
     "is_jwst",
+    "naming",
     "read_plane",
     "same_unit",
+    "writing",
 ]
 
 _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
@@ -141,28 +144,55 @@ class FitsImage:
         undone : bool
             False if nothing was subtracted.
         """
-        with fits.open(self.path) as hdus:
+        with naming(self.path), fits.open(self.path) as hdus:
             recorded = read_plane(hdus[0].header, self.path)
         return self._copy(folder, partial(_undo, plane=recorded)), recorded is not None
 
     def _read(self) -> Pixels:
-        with fits.open(self.path) as hdus:
+        with naming(self.path), fits.open(self.path) as hdus:
             data = np.array(hdus[self.extension].data, dtype=np.float32)
             good = np.isfinite(data)
             if "DQ" in hdus and hdus[0].header.get("TELESCOP") == "JWST":
                 good &= (hdus["DQ"].data & _JWST_BAD) == 0
-            variance = np.square(hdus["ERR"].data, dtype=np.float32) if "ERR" in hdus else None
+            with np.errstate(over="ignore"):  # an infinite variance is not used
+                variance = np.square(hdus["ERR"].data, dtype=np.float32) if "ERR" in hdus else None
         if variance is not None and variance.shape != data.shape:
             raise ValueError(f"{self.path}: ERR has shape {variance.shape}, the image {data.shape}")
         return Pixels(data, good, variance)
 
     def _copy(self, folder: Path, change: Callable) -> Path:
         path = folder / self.path.name
-        with fits.open(self.path) as hdus:
+        with naming(self.path), fits.open(self.path) as hdus:
             change(hdus, self)
             with whole_file(path) as part:
                 hdus.writeto(part)
         return path
+
+
+@contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """Give errors that name no file the name of the one that is looked at: headers and arrays are read late."""
+    try:
+        yield
+    except Exception as error:  # astropy, asdf, numpy and the models raise many kinds
+        is_of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
+        if is_of_system or Path(file).name in str(error):
+            raise
+        text = f"{file} cannot be read ({reason(error)}); it is damaged: replace it or leave it out"
+        raise ValueError(text) from error
+
+
+@contextmanager
+def writing(file: str | Path) -> Iterator[None]:
+    """Name the file whose header is so damaged that it cannot be written again."""
+    try:
+        yield
+    except (MemoryError, OSError):  # not of its own making: the disk is full
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{file} cannot be written again ({reason(error)}); its header is damaged: replace it or leave it out"
+        ) from error
 
 
 def check_listed_once(files: Sequence[Path]) -> None:
@@ -198,7 +228,7 @@ def is_jwst(path: Path) -> bool:
     try:
         with fits.open(path) as hdus:
             return "ASDF" in hdus
-    except OSError:
+    except Exception:  # what opens it next tells why
         return True
 
 
@@ -236,7 +266,7 @@ def read_plane(header: Mapping[str, Any], path: Path) -> Plane | None:
 def _image_extension(hdus: fits.HDUList) -> int:
     images = [k for k, hdu in enumerate(hdus) if hdu.is_image and hdu.header.get("NAXIS") == 2]
     named = [k for k in images if hdus[k].name == "SCI"]
-    if not images:
+    if not images or ("SCI" in hdus and not named):  # another extension is not meant then
         raise ValueError("it holds no image with two dimensions")
     return (named or images)[0]
 

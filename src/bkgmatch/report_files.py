@@ -8,7 +8,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Row, Table
 
-from bkgmatch.images import FitsImage, check_distinct, read_plane
+from bkgmatch.images import FitsImage, check_distinct, naming, read_plane
 from bkgmatch.quicklook import Look, look_at, side_for
 from bkgmatch.record import read_tables
 from bkgmatch.report import Shown, check_page, corrected, page_beside, write_report
@@ -67,11 +67,16 @@ def _shown(exposures: Table, files: Sequence[Path]) -> list[Shown]:
             "report=true"
         )
     rows = [_row_of(exposures, path) for path in files]
-    headers = [fits.getheader(path) for path in files]
-    for path, header in zip(files, headers, strict=True):
-        _check_state(path, header, is_sky=step == "SkyMatchStep")
+    headers = [_header(path, is_sky=step == "SkyMatchStep") for path in files]
     most = side_for(len(files))
     return [_shown_file(*of, most) for of in zip(files, headers, rows, strict=True)]
+
+
+def _header(path: Path, *, is_sky: bool) -> fits.Header:
+    with naming(path):
+        header = fits.getheader(path)
+        _check_state(path, header, is_sky=is_sky)
+        return header
 
 
 def _check_state(path: Path, header: fits.Header, *, is_sky: bool) -> None:
@@ -81,8 +86,9 @@ def _check_state(path: Path, header: fits.Header, *, is_sky: bool) -> None:
 
 
 def _shown_file(path: Path, header: fits.Header, row: Row, most: int) -> Shown:
-    look = look_at(FitsImage.open(path).exposure(), most)
-    look = replace(look, image=_as_it_came(look, path, header, is_plane="slope_east" in row.colnames))
+    with naming(path):
+        look = look_at(FitsImage.open(path).exposure(), most)
+        look = replace(look, image=_as_it_came(look, path, header, is_plane="slope_east" in row.colnames))
     return Shown(str(row["name"]), look, corrected(look, dict(zip(row.colnames, row, strict=True))))
 
 

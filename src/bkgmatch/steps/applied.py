@@ -9,7 +9,7 @@ from astropy.io import fits
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
-from bkgmatch.images import FitsImage, check_copies, is_jwst, read_plane, same_unit
+from bkgmatch.images import FitsImage, check_copies, is_jwst, naming, read_plane, same_unit, writing
 from bkgmatch.saved import SavedLevel, SavedLevels
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.library import is_earlier_matched, stem, without_suffix
@@ -62,7 +62,7 @@ def _copy_of_model(file: Path, saved: SavedLevels) -> Callable[[Path], None]:
     """Check an exposure, and return what writes its copy into a folder."""
     name = saved.name_of(file.name, stem)
     record = _record(saved, name, file)
-    with read_file(file, datamodels.open) as model:
+    with read_file(file, datamodels.open) as model, naming(file):
         _check_model(model, file, name, saved)
         _check_unit(model.meta.bunit_data or "", file, saved)
         if isinstance(record, PlaneRecord) and any(record.science.slope) and model.meta.wcs is None:
@@ -70,8 +70,10 @@ def _copy_of_model(file: Path, saved: SavedLevels) -> Callable[[Path], None]:
 
     def write(folder: Path) -> None:
         with read_file(file, datamodels.open) as model:
-            record.apply(model)
-            model.save(folder / file.name)
+            with naming(file):
+                record.apply(model)
+            with writing(file):
+                model.save(folder / file.name)
 
     return write
 
@@ -91,7 +93,7 @@ def _copy_of_image(file: Path, saved: SavedLevels) -> Callable[[Path], object]:
         raise ValueError(f"{file} is no JWST exposure; to those only tables of 'bkgmatch level' can be applied")
     plane, sigma, _ = _known(saved, saved.name_of(file.name, str), file)
     _check_unit(image.unit, file, saved)
-    with fits.open(file) as hdus:
+    with naming(file), fits.open(file) as hdus:
         if read_plane(hdus[0].header, file):
             raise ValueError(_twice(file))
     return partial(image.write, plane=plane, sigma=sigma)

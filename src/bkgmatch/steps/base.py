@@ -16,6 +16,7 @@ from jwst.stpipe import Step
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.associations import HEAD, association, write_association
+from bkgmatch.images import writing
 from bkgmatch.journal import Journal
 from bkgmatch.progress import Times, stage
 from bkgmatch.reasons import reason
@@ -105,7 +106,8 @@ class BackgroundStep(OptionalCrds, Step):
     def save_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Save models as jwst's steps do, and with a set of them an association that the next command takes."""
         is_set = isinstance(model, ModelLibrary | ModelContainer)
-        with stage("saving"):
+        named = nullcontext() if is_set else writing(getattr(model.meta, "filename", None) or "model")
+        with stage("saving"), named:
             saved = super().save_model(model if is_set else _Whole(model), *args, **kwargs)
             if saved and is_set:
                 self._associate(model, [Path(file) for file in saved])

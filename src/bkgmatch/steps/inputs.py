@@ -13,7 +13,7 @@ from stcal.multiprocessing import compute_num_cores
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
-from bkgmatch.images import check_distinct, check_listed_once
+from bkgmatch.images import check_distinct, check_listed_once, naming
 from bkgmatch.reasons import reason
 from bkgmatch.steps.streamed import StreamedLibrary
 from bkgmatch.written import check_folder
@@ -332,10 +332,8 @@ def use_file(path: Path, use: Callable[[JwstDataModel], Any]) -> Any:
         If the file cannot be read, with its name.
     """
     try:
-        with read_file(path, datamodels.open) as model:
+        with read_file(path, datamodels.open) as model, naming(path):
             return use(model)
-    except (OSError, TypeError) as error:  # arrays are read late
-        raise ValueError(unreadable(path, error)) from error
     finally:
         gc.collect()  # closed models refer to themselves
 

@@ -20,7 +20,7 @@ from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import Exposure, Pixels
-from bkgmatch.images import same_unit
+from bkgmatch.images import naming, same_unit, writing
 from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
 from bkgmatch.steps.cards import PRODUCT_CARD, card
@@ -267,11 +267,11 @@ class LibraryExposures:
         except Exception as error:  # astropy, asdf and the models raise many kinds
             raise ValueError(unreadable(self._member(index), error)) from error
         try:
-            return use(model)
-        except (OSError, TypeError) as error:  # arrays are read late
-            raise ValueError(unreadable(self._member(index), error)) from error
+            with naming(self._member(index)):
+                return use(model)
         finally:
-            self._library.shelve(model, index, modify=modify)
+            with writing(self._member(index)):
+                self._library.shelve(model, index, modify=modify)
 
     def _member(self, index: int) -> str:
         return str(self._library.asn["products"][0]["members"][index]["expname"])
@@ -319,7 +319,8 @@ def _good_pixels(arrays: _Arrays, rules: _Rules, wcs: Callable) -> Pixels:
         good &= region_mask(rules.regions, wcs, data.shape)
     if err is not None and err.shape != data.shape:
         raise ValueError(f"{rules.name}: ERR has shape {err.shape}, SCI has {data.shape}")
-    return Pixels(data, good, None if err is None else np.square(err))
+    with np.errstate(over="ignore"):  # an infinite variance is not used
+        return Pixels(data, good, None if err is None else np.square(err))
 
 
 def _know(model: JwstDataModel, *, subtract: bool | None, find_wcs: Callable, look: Callable, pack: bool) -> _Known:

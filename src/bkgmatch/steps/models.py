@@ -10,14 +10,14 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import add_variance, remove_variance, shift
-from bkgmatch.images import check_copies
+from bkgmatch.images import check_copies, naming, writing
 from bkgmatch.steps.background_files import find_background, undo_background
 from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.library import is_level_recorded
 from bkgmatch.steps.plane_record import read_record, undo_plane
 from bkgmatch.steps.polynomial_record import undo_polynomials
-from bkgmatch.written import whole_file
+from bkgmatch.written import whole_files
 
 __all__ = ["LevelRecord", "skip", "undo", "undo_files"]
 
@@ -135,19 +135,24 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
             raise FileNotFoundError(f"{file} does not exist")
     check_copies(files, folder)
     for file in files:
-        with _open_image(file) as model:
+        with _open_image(file) as model, naming(file):
             if "COMPLETE" in (model.meta.cal_step.resample, model.meta.cal_step.cube_build):
                 raise ValueError(f"{file} is a mosaic or a cube; give the exposures that it was made of")
             _check_records(model, file.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for file in files:
-        with _open_image(file) as model:
+    with whole_files(folder) as parts:
+        undone = [_write_undone(file, parts) for file in files]
+    return {folder / file.name: done for file, done in zip(files, undone, strict=True)}
+
+
+def _write_undone(file: Path, folder: Path) -> bool:
+    """Undo into a folder; return whether there was anything to undo."""
+    with _open_image(file) as model:
+        with naming(file):
             undone = undo(model, file.parent)
-            with whole_file(folder / file.name) as part:
-                model.save(part)
-            written[folder / file.name] = undone
-    return written
+        with writing(file):
+            model.save(folder / file.name)
+    return undone
 
 
 def _check_records(model: JwstDataModel, folder: Path) -> None:
