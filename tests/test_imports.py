@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "bkgmatch"
 # From low to high; a module imports only from rows above its own. "steps" is every module of bkgmatch.steps,
 # "__init__" is bkgmatch/__init__.py.
 LAYERS = [
+    {"paths"},
     {"polynomials"},
     {"options"},
     {"display"},

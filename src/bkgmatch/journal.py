@@ -50,7 +50,7 @@ class Journal:
     def open(self) -> None:
         """Make the folder; ValueError if another run uses it, or it is something else."""
         is_old, lock = self.folder.exists(), self.folder / "in-use"
-        if is_old and (self.folder.is_symlink() or not lock.is_file()):
+        if is_old and (self.folder.is_symlink() or lock.is_symlink() or not lock.is_file()):
             raise ValueError(f"{self.folder} exists, and is not of bkgmatch; rename it, or choose another save_table")
         self.folder.mkdir(exist_ok=True)
         self._lock = locked(lock)
