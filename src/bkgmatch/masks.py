@@ -171,7 +171,7 @@ def _excludes(region: SkyRegion) -> bool:
 
 def _beside(file: Path, suffix: str) -> Path | None:
     root = file.stem.rpartition("_")[0] or file.stem
-    mask = file.with_name(f"{root}_{suffix}.fits")
+    mask = file.parent / f"{root}_{suffix}.fits"
     return mask if is_there(mask) else None
 
 

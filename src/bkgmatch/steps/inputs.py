@@ -1,9 +1,11 @@
 """What a step is given: checked, then opened as a library, with errors that name the file."""
 
 import gc
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -192,6 +194,7 @@ def number_of_cores(maximum_cores: str, most: int) -> int:
     ValueError
         If it is something else.
     """
+    maximum_cores = str(maximum_cores)  # None, too
     known = maximum_cores.lower() in ("none", "one", "quarter", "half", "all")
     if not (known or (maximum_cores.isdecimal() and int(maximum_cores) > 0)):
         raise ValueError(f"maximum_cores={maximum_cores!r}: use none, quarter, half, all, or a number")
@@ -348,12 +351,19 @@ def input_files(init: Any) -> list[Path]:
     if not is_there(init):
         raise FileNotFoundError(f"the association {init} does not exist")
     try:
+        _check_depth(Path(init))
         association = ModelLibrary._load_asn(init)
     except Exception as error:  # whatever the association's reader raises
         raise ValueError(
             f"the association {init} cannot be read ({error}); make one with 'bkgmatch asn *_cal.fits --product mosaic'"
         ) from error
     return _members(association, located(init).parent, f"the association {init}")
+
+
+def _check_depth(path: Path) -> None:
+    """Raise RecursionError for an association nested too deeply, which jwst would try to read as YAML for hours."""
+    with suppress(ValueError):
+        json.loads(path.read_bytes())
 
 
 def _members(association: dict, folder: Path, name: str) -> list[Path]:
