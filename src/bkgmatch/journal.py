@@ -253,7 +253,7 @@ class _Reader(NamedTuple):
 def _class(module: str, name: str) -> type:
     """Find a class of records of bkgmatch."""
     kind = getattr(import_module(module), name) if module.startswith(_OURS) else None
-    is_record = isinstance(kind, type) and (is_dataclass(kind) or hasattr(kind, "_fields"))
-    if not is_record or kind is StoredArray:  # which has a form of its own, with a checksum
+    is_own = kind is StoredArray  # it has a form of its own, with a checksum
+    if is_own or not (isinstance(kind, type) and (is_dataclass(kind) or hasattr(kind, "_fields"))):
         raise ValueError(f"{module}.{name} is no record of bkgmatch")
     return kind
