@@ -18,6 +18,7 @@ from stpipe.config_parser import ValidationError
 
 from bkgmatch import ImageForImageStep, LevelMatchStep, MRSIMatchStep, SkyMatchStep
 from bkgmatch.masks import read_mask, read_regions
+from bkgmatch.mosaics import read_mosaic, read_source_mask
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
 from bkgmatch.steps.inputs import check_inputs
 
@@ -247,20 +248,50 @@ def test_regions_are_finite_or_named(lines):
     note("fuzz", "regions", "right answer")
 
 
-@given(st.data())
-def test_a_mask_of_any_bytes_has_the_shape_or_is_named(unspoilt, data):
+IMAGES = {
+    "mask": lambda path: read_mask(path, (8, 8)).shape,
+    "mosaic": lambda path: read_mosaic(path).image.shape,
+    "source mask": lambda path: read_source_mask(path).image.shape,
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+@given(data=st.data())
+def test_an_image_of_any_bytes_has_the_shape_or_is_named(unspoilt, kind, data):
     content = (unspoilt / NAMES[0]).read_bytes()
     with spoilt(unspoilt) as folder:
         path = folder / "mask.fits"
-        path.write_bytes(data.draw(edits(content[: 2880 * data.draw(st.integers(1, 8))])))
+        cut = data.draw(st.sampled_from([2880, 5760, 8640, 23040, len(content)]))
+        path.write_bytes(data.draw(edits(content[:cut])))
         try:
             with writes_only(folder):
-                assert read_mask(path, (8, 8)).shape == (8, 8)
+                assert IMAGES[kind](path) == (8, 8)
         except ValueError as error:
             assert "mask.fits" in str(error)
-            note("fuzz", "mask, any bytes", "clear error")
+            note("fuzz", f"{kind}, any bytes", "clear error")
         else:
-            note("fuzz", "mask, any bytes", "right answer")
+            note("fuzz", f"{kind}, any bytes", "right answer")
+
+
+# -------------------------------------------------------------------------------------------------- parameter files
+
+
+@given(st.data())
+def test_a_parameter_file_of_any_bytes_is_read_or_refused(unspoilt, data):
+    """The reader is stpipe's; what it lets through must still be parameters that the step has."""
+    path = unspoilt / "pars.asdf"
+    SkyMatchStep().export_config(path)
+    path.write_bytes(data.draw(edits(path.read_bytes())))
+    with writes_only(unspoilt, path):
+        try:
+            step = SkyMatchStep.from_config_file(str(path))
+        except Exception:  # of stpipe, asdf, yaml and configobj
+            note("fuzz", "parameter file, any bytes", "refused by stpipe")
+            return
+    assert isinstance(step.skymethod, str)
+    assert isinstance(step.nclip, int)
+    assert step.nclip >= 0
+    note("fuzz", "parameter file, any bytes", "read")
 
 
 # -------------------------------------------------------------------------------------------------- commands
@@ -268,7 +299,8 @@ def test_a_mask_of_any_bytes_has_the_shape_or_is_named(unspoilt, data):
 COMMANDS = ("asn", "pars", "level", "apply", "report", "undo", "skylist")
 OPTIONS = (
     "--out", "--product", "--save_table", "--save_plots", "--fixed", "--maximum_cores", "--fit_type", "--sigma",
-    "--npixels",    "--help", "--version", "--nonsense", "--reference", "--pixel_scale_ratio", "--do_sigma_clip", "--no-do_sigma_clip",
+    "--npixels", "--help", "--version", "--nonsense", "--reference", "--pixel_scale_ratio", "--do_sigma_clip",
+    "--no-do_sigma_clip",
 )  # fmt: skip
 PLACES = (
     "inputs/levels.ecsv",
