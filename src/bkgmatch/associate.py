@@ -6,8 +6,9 @@ from pathlib import Path
 
 from astropy.io import fits
 
-from bkgmatch.associations import Member, association, relative_to
+from bkgmatch.associations import Member, association, check_product, relative_to
 from bkgmatch.images import check_distinct, check_listed_once, naming
+from bkgmatch.paths import is_there, located
 
 __all__ = ["associate"]
 
@@ -44,8 +45,10 @@ def associate(files: Sequence[Path], product: str, folder: Path) -> dict:
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If a file cannot be read, is listed twice, or is no exposure, or several filters or types of exposure are given.
+        If a file cannot be read, is listed twice, or is no exposure, several filters or types of exposure are given, or
+        the product's name cannot be part of a file name.
     """
+    check_product(product)
     _check_names(files)
     headers = {file: _header(file) for file in files}
     _check_alike(headers)
@@ -56,7 +59,7 @@ def associate(files: Sequence[Path], product: str, folder: Path) -> dict:
 
 
 def _check_names(files: Sequence[Path]) -> None:
-    check_listed_once([file.resolve() for file in files])
+    check_listed_once([located(file) for file in files])
     check_distinct(files)
     exposures: dict[str, Path] = {}
     for file in files:
@@ -67,7 +70,7 @@ def _check_names(files: Sequence[Path]) -> None:
 
 
 def _header(file: Path) -> fits.Header:
-    if not file.exists():
+    if not is_there(file):
         raise FileNotFoundError(f"{file} does not exist")
     try:
         header = fits.getheader(file)

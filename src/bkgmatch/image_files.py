@@ -7,8 +7,9 @@ from bkgmatch.execution import HERE, Work
 from bkgmatch.images import FitsImage, check_copies, same_unit
 from bkgmatch.levels import MATCHED, LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
+from bkgmatch.paths import located
 from bkgmatch.plots import PairPlots
-from bkgmatch.record import level_pair_table, level_table, save_tables
+from bkgmatch.record import check_tables, level_pair_table, level_table, save_tables
 
 __all__ = ["match_files", "undo_files"]
 
@@ -54,17 +55,19 @@ def match_files(
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If a file is no image, two have the same name, units differ, or a copy would replace an image. Nothing is
-        written then.
+        If a file is no image, two have the same name, units differ, or a copy would replace an image, or the
+        table something that is none. Nothing is written then.
     """
-    if table and not table.resolve().parent.is_dir():
+    if table and not located(table).parent.is_dir():
         raise FileNotFoundError(f"the folder of the table {table} does not exist; make it first")
-    held = {path.resolve() for path in fixed}
+    if table:
+        check_tables(table)
+    held = {located(path) for path in fixed}
     images = [FitsImage.open(path) for path in files]
-    others = [FitsImage.open(path) for path in fixed if path.resolve() not in {file.resolve() for file in files}]
+    others = [FitsImage.open(path) for path in fixed if located(path) not in {located(file) for file in files}]
     unit = _common_unit([*images, *others])
     check_copies([image.path for image in images], folder)
-    exposures = [image.exposure(is_fixed=image.path.resolve() in held) for image in images]
+    exposures = [image.exposure(is_fixed=located(image.path) in held) for image in images]
     exposures += [other.exposure(is_fixed=True) for other in others]
     watch = PairPlots(plots, unit).draw if plots else None
     match = match_levels(exposures, options, work=work, watch=watch)

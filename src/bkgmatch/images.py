@@ -18,6 +18,7 @@ from astropy.wcs import WCS
 
 from bkgmatch.apply import shift
 from bkgmatch.exposures import Exposure, Pixels, icrs_of
+from bkgmatch.paths import is_there, located
 from bkgmatch.planes import Plane
 from bkgmatch.reasons import reason
 from bkgmatch.written import check_folder, whole_file
@@ -87,7 +88,7 @@ class FitsImage:
             If it is not FITS, or has no image, or no celestial WCS.
         """
         path = Path(path).absolute()  # workers have other working folders
-        if not path.exists():
+        if not is_there(path):
             raise FileNotFoundError(f"{path} does not exist")
         try:
             with fits.open(path) as hdus:
@@ -199,7 +200,7 @@ def check_listed_once(files: Sequence[Path]) -> None:
     """Raise ValueError if a file is listed twice."""
     twice = sorted(str(file) for file, count in Counter(files).items() if count > 1)
     if twice:
-        raise ValueError(f"listed more than once: {', '.join(twice)}; list each exposure once")
+        raise ValueError(f"listed more than once: {', '.join(twice[:5])}; list each exposure once")
 
 
 def check_distinct(files: Sequence[Path]) -> None:
@@ -214,7 +215,7 @@ def check_copies(files: Sequence[Path], folder: Path) -> None:
     check_distinct(files)
     check_folder(folder)
     for file in files:
-        if (folder / file.name).resolve() == file.resolve():
+        if located(folder / file.name) == located(file):
             raise ValueError(f"{file} would be overwritten; choose another folder")
 
 
@@ -225,6 +226,8 @@ def same_unit(one: str, two: str) -> bool:
 
 def is_jwst(path: Path) -> bool:
     """Whether a file is a JWST data model; files that cannot be read are not told from them."""
+    if not is_there(path):
+        return True
     try:
         with fits.open(path) as hdus:
             return "ASDF" in hdus

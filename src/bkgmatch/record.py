@@ -13,11 +13,13 @@ from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
+from bkgmatch.paths import begins_with, is_there
 from bkgmatch.saved import made_by, opened_table, read_saved
 from bkgmatch.spectra import SpectralMatch
-from bkgmatch.written import whole_files
+from bkgmatch.written import check_folder, whole_files
 
 __all__ = [
+    "check_tables",
     "exposure_table",
     "image_table",
     "level_pair_table",
@@ -321,6 +323,30 @@ def pairs_path(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}_pairs{path.suffix}")
 
 
+def check_tables(path: str | Path) -> None:
+    """
+    Check where tables would be saved.
+
+    Parameters
+    ----------
+    path : str or Path
+        File of the exposures.
+
+    Raises
+    ------
+    NotADirectoryError, PermissionError
+        If there is no folder for it, or nothing may be written there.
+    ValueError
+        If it, or that of the pairs, would replace a folder or something that is no table.
+    """
+    check_folder(Path(path).absolute().parent)
+    for table in (Path(path), pairs_path(path)):
+        if table.is_dir():
+            raise ValueError(f"save_table={table} is a folder; name a file in it")
+        if is_there(table) and not begins_with(table, b"# %ECSV"):
+            raise ValueError(f"save_table={table} exists and is no table of bkgmatch; choose another name")
+
+
 def save_tables(path: str | Path, exposures: Table, pairs: Table | None = None) -> None:
     """
     Save tables as ECSV, that of the pairs beside that of the exposures as ``*_pairs.ecsv``.
@@ -367,13 +393,13 @@ def read_tables(path: str | Path) -> tuple[Table, Table | None]:
     ValueError
         If it is not such a table.
     """
-    beside = pairs_path(path)
     with opened_table(path, "exposures") as exposures:
+        beside = pairs_path(path)
         made_by(exposures)
         missing = [name for name in ("name", "level", "status") if name not in exposures.colnames]
         if missing:
             raise ValueError(f"there is no column {missing[0]}")
-        pairs = Table.read(beside, format="ascii.ecsv") if beside.exists() else None
+        pairs = Table.read(beside, format="ascii.ecsv") if is_there(beside) else None
     return exposures, pairs
 
 

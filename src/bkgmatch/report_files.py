@@ -9,6 +9,7 @@ from astropy.io import fits
 from astropy.table import Row, Table
 
 from bkgmatch.images import FitsImage, check_distinct, naming, read_plane
+from bkgmatch.paths import is_there, located
 from bkgmatch.quicklook import Look, look_at, side_for
 from bkgmatch.record import read_tables
 from bkgmatch.report import Shown, check_page, corrected, page_beside, write_report
@@ -47,9 +48,9 @@ def report_files(table: Path, files: Sequence[Path] = (), page: Path | None = No
     exposures, pairs = read_tables(table)
     page = page or page_beside(table)
     check_page(page)
-    if page.exists() and not files:
+    if is_there(page) and not files:
         raise ValueError(f"{page} exists, and may have pictures; give the exposures, or another name with --out")
-    if not page.resolve().parent.is_dir():
+    if not located(page).parent.is_dir():
         raise FileNotFoundError(f"the folder of {page} does not exist; make it first")
     shown = _shown(exposures, files) if files else []
     write_report(page, exposures, pairs, shown=shown, facts={"table": str(table), "files": len(files)})

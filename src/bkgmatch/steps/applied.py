@@ -10,6 +10,7 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.images import FitsImage, check_copies, is_jwst, naming, read_plane, same_unit, writing
+from bkgmatch.paths import is_there
 from bkgmatch.saved import SavedLevel, SavedLevels
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.library import is_earlier_matched, stem, without_suffix
@@ -47,7 +48,7 @@ def apply_files(saved: SavedLevels, files: Sequence[Path], folder: Path) -> list
         from it, or a copy would replace it. Nothing is written then.
     """
     for file in files:
-        if not file.exists():
+        if not is_there(file):
             raise FileNotFoundError(f"{file} does not exist")
     check_copies(files, folder)
     copies = [_copy_of_model(file, saved) if is_jwst(file) else _copy_of_image(file, saved) for file in files]

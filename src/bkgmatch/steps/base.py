@@ -15,7 +15,7 @@ from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
 from stdatamodels.jwst.datamodels import JwstDataModel
 
-from bkgmatch.associations import HEAD, association, write_association
+from bkgmatch.associations import HEAD, association, check_product, write_association
 from bkgmatch.images import writing
 from bkgmatch.journal import Journal
 from bkgmatch.progress import Times, stage
@@ -79,11 +79,13 @@ class BackgroundStep(OptionalCrds, Step):
             log.warning("The report %s could not be written: %s", self._page, reason(error))
 
     def plan_report(self, models: ModelLibrary | ModelContainer) -> None:
-        """Check that the page can be written, if one is wanted."""
-        if not self.report:
-            return
+        """Check that the page can be written, if one is wanted, and names of files can be made of the product's."""
         given = models.asn if isinstance(models, ModelLibrary) else models.asn_table
         self._product = given["products"][0].get("name") or "exposures"
+        if self.report or self.save_results or self.output_file:
+            check_product(self._product)
+        if not self.report:
+            return
         page = self.make_output_path(basepath=self._product, suffix=f"{self.suffix}_report", ext="html")
         self._page = page_beside(self.save_table) if self.save_table else Path(page)
         check_page(self._page)
@@ -116,13 +118,13 @@ class BackgroundStep(OptionalCrds, Step):
     def _associate(self, models: ModelLibrary | ModelContainer, files: list[Path]) -> None:
         given = models.asn if isinstance(models, ModelLibrary) else models.asn_table
         members = _members(models)
-        if any(member["expname"].endswith("_rate.fits") for member in members):
+        if any(member.get("expname", "").endswith("_rate.fits") for member in members):
             return  # calwebb_image2 comes next, which takes exposure by exposure
         made = association(
             given["products"][0].get("name") or "exposures",
             [member | {"expname": file.name} for member, file in zip(members, files, strict=True)],
             kind=self.association_type,
-            **{key: given[key] for key in HEAD if given.get(key)},
+            **{key: given[key] for key in HEAD if given.get(key) and isinstance(given[key], str | int)},
         )
         path = files[0].with_name(f"{made['products'][0]['name']}_{self.suffix}_asn.json")
         write_association(made, path)

@@ -1,11 +1,14 @@
 """What a step is given: checked, then opened as a library, with errors that name the file."""
 
 import gc
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
@@ -14,7 +17,9 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
 from bkgmatch.images import check_distinct, check_listed_once, naming
+from bkgmatch.paths import is_there, located
 from bkgmatch.reasons import reason
+from bkgmatch.record import check_tables
 from bkgmatch.steps.streamed import StreamedLibrary
 from bkgmatch.written import check_folder
 
@@ -62,7 +67,7 @@ def check_inputs(init: Any) -> list[Path]:
     """
     files = input_files(init)
     check_listed_once(files)
-    missing = [str(f) for f in files if not f.exists()]
+    missing = [str(f) for f in files if not is_there(f)]
     if missing:
         raise FileNotFoundError(f"{len(missing)} of {len(files)} inputs do not exist: {', '.join(missing[:5])}")
     return [] if _has_models(init) else files
@@ -91,30 +96,22 @@ def check_outputs(step: Step, files: list[Path], given: Any = None) -> None:
         If its table would replace something that is no table, or a result or its association an input, or results would
         replace each other.
     """
-    if step.save_table and not Path(step.save_table).resolve().parent.is_dir():
+    if step.save_table and not located(step.save_table).parent.is_dir():
         raise FileNotFoundError(f"the folder of save_table={step.save_table} does not exist; make it first")
     if step.save_table:
-        _check_table(Path(step.save_table))
+        check_tables(step.save_table)
     if step.save_results:
         check_distinct(files)
         check_folder(Path(step.make_output_path(basepath="any.fits")).parent)
     for file in files if step.save_results else []:
-        if Path(step.make_output_path(basepath=file.name)).resolve() == file:
+        if located(step.make_output_path(basepath=file.name)) == file:
             raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
     if step.save_results and is_association(given) and not isinstance(given, dict):
-        path, folder = Path(given).resolve(), Path(step.make_output_path(basepath="any.fits")).resolve().parent
+        path, folder = located(given), located(step.make_output_path(basepath="any.fits")).parent
         if path.parent == folder and path.name.endswith(f"_{step.suffix}_asn.json"):
             raise ValueError(
                 f"the association of the results might overwrite {given}; set output_dir or another suffix"
             )
-
-
-def _check_table(table: Path) -> None:
-    if table.is_dir():
-        raise ValueError(f"save_table={table} is a folder; name a file in it")
-    check_folder(table.absolute().parent)
-    if table.exists() and not table.read_bytes()[:8].startswith(b"# %ECSV"):
-        raise ValueError(f"save_table={table} exists and is no table of bkgmatch; choose another name")
 
 
 def open_inputs(
@@ -202,6 +199,7 @@ def number_of_cores(maximum_cores: str, most: int) -> int:
     ValueError
         If it is something else.
     """
+    maximum_cores = str(maximum_cores)  # None, too
     known = maximum_cores.lower() in ("none", "one", "quarter", "half", "all")
     if not (known or (maximum_cores.isdecimal() and int(maximum_cores) > 0)):
         raise ValueError(f"maximum_cores={maximum_cores!r}: use none, quarter, half, all, or a number")
@@ -265,7 +263,7 @@ def with_head(library: ModelLibrary, association: Mapping[str, Any]) -> ModelLib
 def _files_of(library: ModelLibrary) -> list[Path]:
     """Files of a library, as far as they are known."""
     folder = Path(str(library.asn_dir))  # None for a library of models
-    return [(folder / m["expname"]).resolve() for m in library.asn["products"][0]["members"]] if folder.is_dir() else []
+    return [located(folder / m["expname"]) for m in library.asn["products"][0]["members"]] if folder.is_dir() else []
 
 
 def _open_association(
@@ -346,30 +344,53 @@ def unreadable(file: str | Path, error: Exception) -> str:
 def input_files(init: Any) -> list[Path]:
     """Files that a step or pipeline is given: those listed, or the members of the association."""
     if isinstance(init, list | tuple):
-        return [Path(member).resolve() for member in init if isinstance(member, str | Path)]
+        return [located(member) for member in init if isinstance(member, str | Path)]
     if isinstance(init, dict):
         return _members(init, Path.cwd(), "the association")
     if not isinstance(init, str | Path):
         return []
     if not is_association(init):
-        return [Path(init).resolve()]
-    if not Path(init).exists():
+        return [located(init)]
+    if not is_there(init):
         raise FileNotFoundError(f"the association {init} does not exist")
     try:
+        _check_depth(Path(init))
         association = ModelLibrary._load_asn(init)
     except Exception as error:  # whatever the association's reader raises
-        raise ValueError(f"the association {init} cannot be read: {reason(error)}") from error
-    return _members(association, Path(init).resolve().parent, f"the association {init}")
+        raise ValueError(
+            f"the association {init} cannot be read ({reason(error)}); make one with "
+            "'bkgmatch asn *_cal.fits --product mosaic'"
+        ) from error
+    return _members(association, located(init).parent, f"the association {init}")
+
+
+def _check_depth(path: Path) -> None:
+    """Raise RecursionError for an association nested too deeply, which jwst would try to read as YAML for hours."""
+    with suppress(ValueError):
+        json.loads(path.read_bytes())
 
 
 def _members(association: dict, folder: Path, name: str) -> list[Path]:
     try:
-        members = [(folder / member["expname"]).resolve() for member in association["products"][0]["members"]]
+        members = list(association["products"][0]["members"])
+        files = [located(folder / member["expname"]) for member in members]
     except (LookupError, TypeError) as error:
         raise ValueError(f"{name} has no product with members that have an expname ({reason(error)})") from error
     if not members:
         raise ValueError(f"{name} has no members; list the exposures in its first product")
-    return members
+    for member in members:
+        _check_member(member, name)
+    return files
+
+
+def _check_member(member: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError if jwst's library cannot use a member of an association, or would look for it elsewhere."""
+    wrong = [key for key in ("exptype", "group_id") if not isinstance(member.get(key, key), str | int)]
+    if wrong or not member.get("exptype"):
+        key = wrong[0] if wrong else "exptype"
+        raise ValueError(f"{name}: {key} of {member['expname']} is {member.get(key)!r}; give a word, such as science")
+    if urlparse(str(member["expname"])).scheme:
+        raise ValueError(f"{name}: {member['expname']} is taken for an address, as it has a colon; rename the file")
 
 
 def is_association(init: Any) -> bool:

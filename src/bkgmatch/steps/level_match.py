@@ -14,6 +14,7 @@ from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.level_story import story
 from bkgmatch.levels import LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
+from bkgmatch.paths import is_there
 from bkgmatch.pictures import pictures_of_levels
 from bkgmatch.plots import PairPlots
 from bkgmatch.progress import stage
@@ -139,7 +140,7 @@ class LevelMatchStep(BackgroundStep):
         marked = [replace(p.exposure, is_fixed=known.names[p.index] in fixed.values()) for p in parts]
         others = [name for name, full in fixed.items() if full not in known.names]
         for name in others:
-            if not Path(name).exists():
+            if not is_there(name):
                 raise FileNotFoundError(
                     f"fixed={name} is neither one of the exposures ({known.names[0]}, ...) nor a file"
                 )

@@ -58,6 +58,7 @@ def without_suffix(name: str) -> str:
 
 def full_name(given: str, policies: Sequence[str], names: Sequence[str]) -> str:
     """Name of the exposure that is meant, with or without suffix and extension; or the policy."""
+    given = str(given)  # None, too
     if given.lower() in policies:
         return given.lower()
     if given in names:

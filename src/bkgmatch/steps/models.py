@@ -11,6 +11,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import add_variance, remove_variance, shift
 from bkgmatch.images import check_copies, naming, writing
+from bkgmatch.paths import is_there
 from bkgmatch.steps.background_files import find_background, undo_background
 from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
@@ -131,7 +132,7 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
         replace its input. Nothing is written then.
     """
     for file in files:
-        if not file.exists():
+        if not is_there(file):
             raise FileNotFoundError(f"{file} does not exist")
     check_copies(files, folder)
     for file in files:
