@@ -16,6 +16,7 @@ __all__ = ["SkyLevels", "SkyStatistic"]
 _KERNEL_PER_BINWIDTH = 5.0
 _GRID_PER_KERNEL = 12
 _FEWEST_PAIRS = 50
+_MOST_SIGMA = 1e12  # instead of infinity, which times a spread of zero is no number
 _EDGES = 0.25
 _MOST = 1e7  # no sky, and no star, is so many times its typical value
 
@@ -188,8 +189,8 @@ class SkyStatistic:
             slack = 1e-9 * (1 + np.abs(window.mean))  # rounding must not cut off a spread of zero
             window = _window(
                 sets,
-                window.mean - self.lsigma * window.std - slack,
-                window.mean + self.usigma * window.std + slack,
+                window.mean - min(self.lsigma, _MOST_SIGMA) * window.std - slack,
+                window.mean + min(self.usigma, _MOST_SIGMA) * window.std + slack,
             )
             if np.array_equal(window.n, before):
                 break

@@ -122,7 +122,7 @@ def test_a_skylist_is_read_rightly_or_named(lines):
             library = SkyMatchStep.call(small_models(), skymethod="user", skylist=str(path))
         except (ValueError, FileNotFoundError) as error:
             assert levels_of(text) is None
-            assert "skylist" in str(error)
+            assert "sky.txt" in str(error)
             note("fuzz", "skylist", "clear error")
             return
     with library:
@@ -374,6 +374,13 @@ def test_limits_that_are_no_numbers_are_refused(name):
     with pytest.raises(ValueError, match=rf"{name} must be a number or None"):
         SkyMatchOptions(**{name: float("nan")})
     note("fuzz", "options, any number", "clear error")
+
+
+def test_no_limit_of_clipping_on_images_without_scatter():
+    library = SkyMatchStep.call(small_models(), lsigma=float("inf"), usigma=float("inf"))
+    with library:
+        assert list(library.map_function(lambda model, _: model.meta.background.level, modify=False)) == [0.0, 1.0]
+    note("fuzz", "option of a step", "right answer")
 
 
 OF_SKY = sorted(
