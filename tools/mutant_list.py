@@ -46,8 +46,8 @@ MUTANTS = [
         ),
         (
             "the robust scale is too small by 0.6745^2",
-            "scale = max(float(np.median(pulls)) / 0.6745, 1e-300)",
-            "scale = max(float(np.median(pulls)) * 0.6745, 1e-300)",
+            "scale = max(float(np.median(pulls)) / 0.6745, least, _TINY)",
+            "scale = max(float(np.median(pulls)) * 0.6745, least, _TINY)",
         ),
         (
             "residuals have the wrong sign of the second level",
@@ -70,8 +70,8 @@ MUTANTS = [
         ),
         (
             "the zero point of a dedicated background has the wrong sign",
-            "return sky[backgrounds[background]] - matched[groups[targets[nearest]]]",
-            "return sky[backgrounds[background]] + matched[groups[targets[nearest]]]",
+            "return float(np.median(known) - np.median(matched",
+            "return float(np.median(known) + np.median(matched",
         ),
         (
             "the sky of a group is the highest of its members",
