@@ -142,8 +142,8 @@ MUTANTS = [
         "skystats.py",
         (
             "the limits of clipping are swapped",
-            "window.mean - self.lsigma * window.std - slack",
-            "window.mean - self.usigma * window.std - slack",
+            "window.mean - min(self.lsigma, _MOST_SIGMA)",
+            "window.mean - min(self.usigma, _MOST_SIGMA)",
         ),
         (
             "the error of a clipped mean shrinks where it should grow",
