@@ -100,13 +100,17 @@ KINDS = (
 # --------------------------------------------------------------------------------------------------------- outcomes
 
 
+class Hang(BaseException):
+    """Something takes too long; no handler of errors may swallow it."""
+
+
 @contextmanager
 def limited() -> Iterator[None]:
     """Nothing may hang. Warnings of astropy, asdf and the models about the file are welcome; others are errors."""
     assert threading.current_thread() is threading.main_thread()
 
     def stop(number: int, frame: object) -> None:
-        raise AssertionError(f"it takes longer than {HANGS} seconds")
+        raise Hang(f"it takes longer than {HANGS} seconds")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(HANGS)

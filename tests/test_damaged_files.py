@@ -286,7 +286,7 @@ FEW_VALUES = ("5 % of 1e+30", "1 % of inf", "5 % of 1e-40", "all zero")
 @pytest.mark.parametrize(("name", "kind"), spread(SUITES, VALUES, FEW_VALUES))
 def test_strange_values(whole, tmp_path, name, kind):
     if name == "SkyMatchStep" and kind in ("all 1e30", "all 3e38"):
-        pytest.xfail("one level of 1e30 takes all digits from the others")
+        pytest.skip("its level takes all digits from the others; their errors say so (tests of match_skies)")
     files = copies(whole, tmp_path / "in")
     replaced("SCI", VALUES[kind])(files[DAMAGED])
     noted("values", trial(SUITES[name], files, whole, tmp_path / "out"))
@@ -455,8 +455,6 @@ def mrs_answer(dither_files):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.slow
 def test_damaged_bytes_of_slices(dither_files, mrs_answer, tmp_path, kind, seed):
-    if (kind, seed) == ("flipped bit in ASDF", 0):
-        pytest.xfail("takes minutes: to be looked into")
     files = copies(dither_files, tmp_path / "in")
     damage(files[DAMAGED], kind, seed)
     unchanged, found = Unchanged(files), []

@@ -602,3 +602,15 @@ def test_robust_weights_survive_a_ghost_in_several_overlaps():
     robust = match_skies(exposures, SkyMatchOptions(**options, weights="robust"))
     assert np.abs(plain.level).max() > 0.02
     assert np.abs(robust.level).max() < 0.005
+
+
+@pytest.mark.parametrize("method", ["match", "global+match"])
+def test_errors_hold_the_rounding_that_an_absurd_exposure_leaves(method):
+    """One of 1e30 takes the digits of the others: their errors say so."""
+    exposures = mosaic()
+    exposures[2] = exposure("e02", np.full(SHAPE, 1e30), tan(0.0, 60.0, shift=(80, 0)))
+    found = match_skies(exposures, options(skymethod=method, zero_point="auto"))
+    apart = found.level - TRUE
+    others = [0, 1, 3, 4]
+    assert (np.abs(apart[others] - apart[0]) < 10 * found.sigma[others]).all()
+    assert (match_skies(mosaic(), options()).sigma < 0.01).all()

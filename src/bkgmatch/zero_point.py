@@ -80,7 +80,8 @@ def levels(
     for i, exposure in enumerate(exposures):
         if exposure.name == options.zero_point and solution.component[groups[i]] < 0:
             raise ValueError(f"zero_point={exposure.name}: this exposure overlaps no other; choose one that does")
-    matched, error = solution.coefficients[:, 0].copy(), np.sqrt(solution.covariance[:, 0, 0])
+    matched = solution.coefficients[:, 0].copy()
+    error = np.hypot(np.sqrt(solution.covariance[:, 0, 0]), _rounding(matched, solution.component))
     scope = solution.component if options.zero_point_scope == "component" else np.minimum(solution.component, 0)
     backgrounds = np.array([i for i, e in enumerate(exposures) if e.is_background and np.isfinite(sky[i])], dtype=int)
     for inside, members in zip(_members(scope), _members(scope[groups]), strict=True):
@@ -108,6 +109,14 @@ def _add_global(
     base, base_error = _lowest_of_all(sets, lowest - relative, lowest_error)
     total_error = np.hypot(relative_error, base_error)
     return np.where(dead, np.nan, relative + base)[groups], np.where(dead, np.nan, total_error)[groups]
+
+
+def _rounding(level: np.ndarray, component: np.ndarray) -> np.ndarray:
+    """Rounding of levels: each is a difference of numbers as large as the largest of its component."""
+    largest = np.zeros(component.max(initial=-1) + 1)
+    inside = component >= 0
+    np.maximum.at(largest, component[inside], np.abs(level[inside]))
+    return np.finfo(float).eps * np.append(largest, np.nan)[component]
 
 
 def _lowest_of_group(groups: np.ndarray, sky: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
