@@ -112,7 +112,7 @@ def _add_global(
 
 
 def _rounding(level: np.ndarray, component: np.ndarray) -> np.ndarray:
-    """Rounding of levels: each is a difference of numbers as large as the largest of its component."""
+    """Return the rounding of levels: each is a difference of numbers as large as the largest of its component."""
     largest = np.zeros(component.max(initial=-1) + 1)
     inside = component >= 0
     np.maximum.at(largest, component[inside], np.abs(level[inside]))
