@@ -8,7 +8,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from builders import digest, has
+from builders import digest, has, spoil
 from common import tan
 from stdatamodels.jwst import datamodels
 
@@ -265,6 +265,26 @@ def test_jwst_flags_count(jwst, tmp_path):
         )
         results.append(Table.read(tmp_path / f"{n}.ecsv")["level"])
     np.testing.assert_allclose(apart(results[1]), apart(results[0]), atol=0.02)
+
+
+@pytest.mark.parametrize("is_mosaic", [False, True], ids=["an exposure", "a mosaic"])
+def test_a_recorded_sky_level_is_not_measured_again(jwst, tmp_path, is_mosaic):
+    """Resample will subtract it from an exposure; from the mosaic that it made it has."""
+
+    def record(model):
+        background = model.meta.background
+        background.level, background.subtracted, background.method = 5.0, False, "match"
+        if is_mosaic:
+            model.meta.cal_step.resample = "COMPLETE"
+        else:
+            model.data = model.data + np.float32(5)
+
+    files = [Path(shutil.copy(f, tmp_path / f.name)) for f in jwst]
+    spoil(files[0], record)
+    for given, name in ((jwst, "without"), (files, "with")):
+        assert level(*given, "--out", tmp_path / name, "--save_table", tmp_path / f"{name}.ecsv") == 0
+    one, two = (Table.read(tmp_path / f"{name}.ecsv")["level"] for name in ("without", "with"))
+    np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------- undo, again

@@ -615,6 +615,19 @@ def test_an_image_may_be_fixed(tmp_path, unit):
     assert digest([image]) == before
 
 
+def test_a_fixed_file_is_compared_less_the_level_that_is_recorded_in_it(tmp_path):
+    """As the same file among the exposures."""
+    files = level_files(tmp_path, [(tile_wcs((1, 3)), (10, 14, 11.5))])
+
+    def record(model):
+        model.meta.background = {"level": 4.0, "subtracted": False, "method": "match"}
+
+    spoil(files[0], record)
+    for given in (files[1:], files):
+        left = middles(run(given, fixed=[str(files[0])]))[-2:]
+        np.testing.assert_allclose(left, 6, atol=NEAR)
+
+
 # -------------------------------------------------------------------------------------------------- tiles
 
 JOINED = {"sequence_id": "2", "visit_id": "09001007001", "activity_id": "03", "visit_number": "002"}

@@ -53,6 +53,8 @@ class FitsImage:
         Its unit, from BUNIT.
     wcs : callable
         ``wcs(x, y) -> (ra, dec)`` in degrees: the gwcs of JWST files, or that of the FITS header.
+    recorded : float
+        Sky level that jwst's skymatch, or ours, has recorded and not subtracted: the pixels are read less that.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class FitsImage:
     shape: tuple[int, int]
     unit: str
     wcs: Callable
+    recorded: float = 0.0
 
     @classmethod
     def open(cls, path: str | Path) -> "FitsImage":
@@ -93,7 +96,8 @@ class FitsImage:
                 extension = _image_extension(hdus)
                 header = hdus[extension].header
                 shape = (header["NAXIS2"], header["NAXIS1"])
-                return cls(path, extension, shape, str(header.get("BUNIT", "")), _wcs(hdus, extension))
+                unit, recorded = str(header.get("BUNIT", "")), _recorded(hdus[0].header)
+                return cls(path, extension, shape, unit, _wcs(hdus, extension), recorded)
         except Exception as error:  # astropy and asdf raise many kinds
             raise ValueError(f"{path} cannot be read as a FITS image with a celestial WCS: {reason(error)}") from error
 
@@ -147,7 +151,7 @@ class FitsImage:
 
     def _read(self) -> Pixels:
         with fits.open(self.path) as hdus:
-            data = np.array(hdus[self.extension].data, dtype=np.float32)
+            data = np.array(hdus[self.extension].data, dtype=np.float32) - np.float32(self.recorded)
             good = np.isfinite(data)
             if "DQ" in hdus and hdus[0].header.get("TELESCOP") == "JWST":
                 good &= (hdus["DQ"].data & _JWST_BAD) == 0
@@ -239,6 +243,12 @@ def _image_extension(hdus: fits.HDUList) -> int:
     if not images:
         raise ValueError("it holds no image with two dimensions")
     return (named or images)[0]
+
+
+def _recorded(header: fits.Header) -> float:
+    """Level that later steps of the pipeline will subtract; from its mosaics they have."""
+    is_exposure = header.get("TELESCOP") == "JWST" and header.get("S_RESAMP") != "COMPLETE"
+    return float(header.get("BKGLEVEL", 0)) if is_exposure and header.get("BKGSUB") is False else 0.0
 
 
 def _wcs(hdus: fits.HDUList, extension: int) -> Callable:

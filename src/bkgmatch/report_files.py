@@ -102,6 +102,6 @@ def _without_suffix(name: str) -> str:
 def _as_it_came(look: Look, path: Path, header: fits.Header, *, is_plane: bool) -> np.ndarray:
     """Image of a look, with what the step has subtracted added again."""
     if not is_plane:
-        return look.image + np.float32(header["BKGLEVEL"] if header.get("BKGSUB") else 0)
+        return look.image + np.float32(header.get("BKGLEVEL", 0))  # it is not in the image, recorded or subtracted
     plane = read_plane(header, path)
     return look.image + plane.on_pixels(look.wcs, look.image.shape) if plane else look.image

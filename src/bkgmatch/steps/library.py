@@ -345,13 +345,20 @@ def _know(model: JwstDataModel, *, subtract: bool | None, find_wcs: Callable, lo
         has_wcs=model.meta.wcs is not None,
         time=next((float(t) for t in times if t is not None), None),
         previous=0.0 if subtract is None else _previous_level(model, name, subtract=subtract),
-        recorded=float(background.level or 0) if subtract is None and background.subtracted is False else 0.0,
+        recorded=_recorded_level(model) if subtract is None else 0.0,
         is_earlier_matched=is_earlier_matched(model, is_sky=subtract is not None),
         file=model.meta.filename or "",
         unit=model.meta.bunit_data or "",
         tile=tile_of(model),
         seen=look(model),
     )
+
+
+def _recorded_level(model: JwstDataModel) -> float:
+    """Level that resample will subtract; from its mosaics it has."""
+    background = model.meta.background
+    is_mosaic = model.meta.cal_step.resample == "COMPLETE"
+    return float(background.level or 0) if background.subtracted is False and not is_mosaic else 0.0
 
 
 def is_earlier_matched(model: JwstDataModel, *, is_sky: bool) -> bool:
