@@ -1,6 +1,7 @@
 """``bkgmatch level``: FITS images of any telescope, in files."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,7 @@ def test_levels_of_plain_images(tmp_path, layout, error, capsys):
     output = capsys.readouterr().out
     lines = output.splitlines()
     assert [line.partition(":")[0] for line in lines if ": level" in line] == [f.name for f in files]
+    assert all(" MJy/sr, subtracted" in line for line in lines if ": level" in line)
     assert lines[0].startswith("3 exposures, 2 pairs (2 of joint): 2 used")
     assert lines[-1] == f"Copies are in {tmp_path / 'out'}"
     for file, value in zip(files, found, strict=True):
@@ -399,6 +401,26 @@ def test_pictures(tmp_path):
     assert found == ["a-b.png", "mosaic.png"]
 
 
+def test_pictures_of_a_second_run_replace_those_of_the_first(tmp_path):
+    files = write(tmp_path / "in", "ab")
+    for out in ("one", "two"):
+        assert level(*files, "--out", tmp_path / out, "--save_plots", tmp_path / "pictures") == 0
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["a-b.png", "mosaic.png"]
+
+
+@pytest.mark.parametrize("what", ["folder", "matplotlib"])
+def test_pictures_that_cannot_be_drawn_are_refused_before_the_match(tmp_path, monkeypatch, capsys, what):
+    monkeypatch.setattr("bkgmatch.image_files.match_levels", None)
+    (tmp_path / "file").write_text("here a folder is needed\n")
+    if what == "matplotlib":
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    path = tmp_path / ("file" if what == "folder" else "pictures")
+    has(
+        refused(tmp_path, capsys, *write(tmp_path / "in", "ab"), "--save_plots", path),
+        path.name if what == "folder" else what,
+    )
+
+
 def test_an_image_that_overlaps_nothing(tmp_path, capsys):
     """It is named; the others are matched."""
     files = write(tmp_path / "in")
@@ -409,6 +431,39 @@ def test_an_image_that_overlaps_nothing(tmp_path, capsys):
     assert "no overlap" in line
     np.testing.assert_array_equal(pixels(tmp_path / "out" / "c.fits"), pixels(files[2]))
     np.testing.assert_allclose(apart(removed(files[:2], tmp_path / "out")), (0, 2), atol=NEAR)
+
+
+@pytest.mark.parametrize("name", ["a.fits", "table.ecsv"])
+def test_tables_replace_nothing_else(tmp_path, capsys, name):
+    """An input, or what has the name of the table of pairs."""
+    files = write(tmp_path / "in")
+    (tmp_path / "in" / "table_pairs.ecsv").write_text("mine\n")
+    before = digest([*files, tmp_path / "in" / "table_pairs.ecsv"])
+    has(refused(tmp_path, capsys, *files, "--save_table", tmp_path / "in" / name), name, "is no table of bkgmatch")
+    assert digest([*files, tmp_path / "in" / "table_pairs.ecsv"]) == before
+
+
+def test_levels_of_matched_images_are_relative(tmp_path, capsys):
+    """A table says so, and is not applied to images as they came."""
+    files = write(tmp_path / "in")
+    level(*files, "--out", tmp_path / "one", "--save_table", tmp_path / "one.ecsv")
+    level(*(tmp_path / "one").iterdir(), "--out", tmp_path / "two", "--save_table", tmp_path / "two.ecsv")
+    flags = [Table.read(tmp_path / f"{name}.ecsv").meta["options"]["relative"] for name in ("one", "two")]
+    assert flags == [False, True]
+    assert main(["apply", str(tmp_path / "two.ecsv"), *map(str, files), "--out", str(tmp_path / "applied")]) == 1
+    has(capsys.readouterr().err, "a.fits", "relative to earlier ones")
+
+
+def test_an_image_that_was_matched_keeps_its_status(tmp_path):
+    """When it overlaps nothing any more, what was subtracted stays on record."""
+    files = write(tmp_path / "in")
+    level(*files, "--out", tmp_path / "one")
+    again = sorted((tmp_path / "one").iterdir())
+    with fits.open(again[2], mode="update") as hdus:
+        hdus["SCI"].header["CRVAL2"] += 1
+    level(*again, "--out", tmp_path / "two")
+    header = fits.getheader(tmp_path / "two" / "c.fits")
+    assert (header["S_LVLMAT"], header["LVLM_SUB"]) == ("COMPLETE", True)
 
 
 def test_images_with_galactic_axes(tmp_path):
@@ -535,6 +590,8 @@ def test_a_fixed_image_among_the_others(tmp_path):
     np.testing.assert_array_equal(pixels(tmp_path / "out" / "b.fits"), pixels(files[1]))
     np.testing.assert_allclose(removed([files[0], files[2]], tmp_path / "out"), (-2, 5), atol=NEAR)
     assert list(Table.read(tmp_path / "levels.ecsv")["status"]) == ["matched", "fixed", "matched"]
+    header = fits.getheader(tmp_path / "out" / "b.fits")
+    assert (header["S_LVLMAT"], header["LVLMATCH"]) == ("COMPLETE", 0)  # as the step says of it
 
 
 def test_integers_in_the_first_extension_keep_their_record(tmp_path):
@@ -588,6 +645,7 @@ def test_defaults_are_those_of_the_step(tmp_path):
     files = write(tmp_path / "in", "ab")
     level(*files, "--out", tmp_path / "out", "--save_table", tmp_path / "levels.ecsv")
     options = Table.read(tmp_path / "levels.ecsv").meta["options"]
+    assert options.pop("relative") is False  # what was found, no option
     step = LevelMatchStep(passes="joint")
     assert {name: getattr(step, name) for name in options} == options
 

@@ -183,7 +183,7 @@ def _level(options: argparse.Namespace) -> int:
     logging.getLogger("stpipe.bkgmatch").setLevel(logging.INFO)  # for progress bars
     settings = LevelMatchOptions(**given, passes="joint", fit_type_dithers=options.fit_type)
     with threads(options.maximum_cores) as work:
-        match = match_files(
+        match, unit = match_files(
             options.files,
             options.out,
             settings,
@@ -192,7 +192,7 @@ def _level(options: argparse.Namespace) -> int:
             plots=options.save_plots,
             work=work,
         )
-    for is_warning, line in story(match, "", "subtracted"):
+    for is_warning, line in story(match, unit, "subtracted"):
         print(f"bkgmatch level: {line}" if is_warning else line, file=sys.stderr if is_warning else sys.stdout)
     print(f"Copies are in {options.out}")
     return 0
@@ -208,13 +208,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _skylist(options: argparse.Namespace) -> int:
-    from bkgmatch.record import read_levels
+    from bkgmatch.saved import read_sky_levels
 
-    levels = {name: level for name, (level, _) in read_levels(options.table)[0].items()}
+    levels = {name: level for name, (level, _) in read_sky_levels(options.table).levels.items()}
     for name in (name for name, level in levels.items() if isnan(level)):
         print(f"bkgmatch skylist: {name} was not matched; its level is given as 0", file=sys.stderr)
     text = "".join(f"{name} {0.0 if isnan(level) else level!r}\n" for name, level in levels.items())
     if options.out:
+        _check_new(options.out)
         _write_text(options.out, text)
     else:
         print(text, end="")
@@ -244,10 +245,10 @@ def _write_text(path: Path, text: str) -> None:
         part.write_text(text)
 
 
-def _check_new(path: Path, extension: str) -> None:
-    if path.suffix != extension or not path.parent.is_dir():
+def _check_new(path: Path, extension: str = "") -> None:
+    if not (path.name.endswith(extension) and path.parent.is_dir()):
         raise ValueError(f"cannot write {path}: give a name *{extension} in a folder that exists")
-    if path.exists():
+    if path.is_file() or path.is_dir():
         raise ValueError(f"{path} exists; remove it, or give another name with --out")
 
 
@@ -273,26 +274,15 @@ def _apply(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from bkgmatch.report_files import report_files
+    from bkgmatch.steps.library import stem
 
-    print(report_files(options.table, options.files, options.out))
+    print(report_files(options.table, options.files, options.out, stem=stem))
     return 0
 
 
 def _undo(options: argparse.Namespace) -> int:
-    from bkgmatch.images import check_distinct, is_jwst
+    from bkgmatch.steps.models import undo_files
 
-    check_distinct(options.files)
-    jwst = [path for path in options.files if is_jwst(path)]
-    others = [path for path in options.files if path not in jwst]
-    written: dict[Path, bool] = {}
-    if jwst:
-        from bkgmatch.steps.models import undo_files
-
-        written |= undo_files(jwst, options.out)
-    if others:
-        from bkgmatch.image_files import undo_files
-
-        written |= undo_files(others, options.out)
-    for path, undone in written.items():
+    for path, undone in undo_files(options.files, options.out).items():
         print(path if undone else f"{path} (no background was recorded: copied as it is)")
     return 0

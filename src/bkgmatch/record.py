@@ -13,18 +13,18 @@ from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
-from bkgmatch.saved import made_by, opened_table, read_saved
+from bkgmatch.saved import made_by, opened_table
 from bkgmatch.spectra import SpectralMatch
-from bkgmatch.written import whole_files
+from bkgmatch.written import check_folder, whole_files
 
 __all__ = [
+    "check_table",
     "exposure_table",
     "image_table",
     "level_pair_table",
     "level_table",
     "pair_table",
     "pairs_path",
-    "read_levels",
     "read_tables",
     "save_tables",
     "spectral_pair_table",
@@ -321,6 +321,35 @@ def pairs_path(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}_pairs{path.suffix}")
 
 
+def check_table(path: str | Path) -> None:
+    """
+    Check that tables can be saved, before they are made.
+
+    Parameters
+    ----------
+    path : str or Path
+        File of the exposures.
+
+    Raises
+    ------
+    FileNotFoundError
+        If its folder does not exist.
+    NotADirectoryError, PermissionError
+        If nothing can be written there.
+    ValueError
+        If it, or that of the pairs, would replace something that is no table.
+    """
+    table = Path(path)
+    if not table.resolve().parent.is_dir():
+        raise FileNotFoundError(f"the folder of save_table={path} does not exist; make it first")
+    if table.is_dir():
+        raise ValueError(f"save_table={path} is a folder; name a file in it")
+    check_folder(table.absolute().parent)
+    for one in (table, pairs_path(table)):
+        if one.exists() and not (one.is_file() and one.read_bytes()[:8].startswith(b"# %ECSV")):
+            raise ValueError(f"save_table={path}: {one} exists and is no table of bkgmatch; choose another name")
+
+
 def save_tables(path: str | Path, exposures: Table, pairs: Table | None = None) -> None:
     """
     Save tables as ECSV, that of the pairs beside that of the exposures as ``*_pairs.ecsv``.
@@ -367,40 +396,13 @@ def read_tables(path: str | Path) -> tuple[Table, Table | None]:
     ValueError
         If it is not such a table.
     """
-    beside = pairs_path(path)
     with opened_table(path, "exposures") as exposures:
-        made_by(exposures)
+        step = made_by(exposures)
         missing = [name for name in ("name", "level", "status") if name not in exposures.colnames]
         if missing:
             raise ValueError(f"there is no column {missing[0]}")
-        pairs = Table.read(beside, format="ascii.ecsv") if beside.exists() else None
-    return exposures, pairs
-
-
-def read_levels(path: str | Path) -> tuple[dict[str, tuple[float, float]], str]:
-    """
-    Read levels from a saved table.
-
-    Parameters
-    ----------
-    path : str or Path
-        ECSV file of exposures.
-
-    Returns
-    -------
-    levels : dict
-        Level and its error, by the name of the exposure; both are NaN for exposures without a level.
-    skymethod : str
-        Method that they were made with.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If it is not such a table.
-    """
-    saved = read_saved(path)
-    if not saved.skymethod:
-        raise ValueError(f"{path} is a table of LevelMatchStep: it is for 'bkgmatch apply'; give one of SkyMatchStep")
-    return {name: (row.plane.level, row.sigma) for name, row in saved.rows.items()}, saved.skymethod
+    beside = pairs_path(path)
+    if step == "ImageForImageStep" or not beside.exists():  # it has no pairs: those are of an earlier table
+        return exposures, None
+    with opened_table(beside, "pairs") as pairs:
+        return exposures, pairs
