@@ -402,6 +402,16 @@ def test_variance_falls_back_to_the_scatter(kind, gradient):
     assert found.variance.max() < 2 * sigma**2
 
 
+def test_given_variance_of_bad_pixels_does_not_count():
+    """Hot pixels, two thirds of all: what is given for them is not the noise of the others."""
+    shape, rng = (128, 128), np.random.default_rng(10)
+    bad = rng.random(shape) < 0.66
+    found, _ = placed(
+        np.where(bad, np.nan, rng.normal(0, 0.3, shape)), tan(shape=shape), variance=np.where(bad, 1e4, 0.09)
+    )
+    np.testing.assert_allclose(found.variance, 0.09, rtol=1e-6)
+
+
 def test_given_variance_counts_where_most_have_it():
     shape = (128, 128)
     variance = np.where(np.random.default_rng(9).random(shape) < 0.5, 0.09, 0)

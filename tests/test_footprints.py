@@ -7,7 +7,7 @@ from common import EMPTY, IMAGES, PLACES, SHAPE, TWINS, tan, to_pixels, to_sky
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bkgmatch.footprints import candidate_neighbours, footprint, good_region, outlines_in_plane, solid_angle
+from bkgmatch.footprints import angles, candidate_neighbours, footprint, good_region, outlines_in_plane, solid_angle
 
 
 def ones(ny=SHAPE[0], nx=SHAPE[1]):
@@ -407,3 +407,9 @@ def test_empty_footprints_have_no_neighbours():
     assert [list(near) for near in candidate_neighbours([trio[1], trio[1]])] == [[], []]
     assert [list(near) for near in candidate_neighbours([trio[0]])] == [[]]
     assert candidate_neighbours([]) == []
+
+
+def test_right_ascension_is_below_360():
+    ra, dec = angles(np.array([[1.0, -1e-17, 0.0], [1.0, 0.0, 0.0], [0.0, -1.0, 1.0]]))
+    np.testing.assert_array_equal(ra, [0, 0, 270])
+    np.testing.assert_allclose(dec, [0, 0, 45])

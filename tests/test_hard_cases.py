@@ -142,3 +142,18 @@ def test_masked_arrays_keep_their_mask():
 def test_numbered_models_have_stems_of_their_own():
     assert stem("x_cal.fits[1]") != stem("x_cal.fits[2]")
     assert stem("folder/x_cal.fits") == stem("x_skymatch.fits") == "x"
+
+
+@pytest.mark.parametrize("skystat", STATISTICS)
+def test_lost_bytes_in_one_exposure(skystat):
+    """They may be any number up to 3e38, and NaN that signal."""
+    rng = np.random.default_rng(6)
+    data = {
+        name: rng.normal(level, 0.01, (64, 64)).astype(np.float32) for name, level in zip("abc", (1, 2, 4), strict=True)
+    }
+    data["b"].ravel()[2000:2128] = np.frombuffer(rng.bytes(512), "<f4")
+    match = match_skies(
+        [image(n, d, 10 * i) for i, (n, d) in enumerate(data.items())], SkyMatchOptions(skystat=skystat)
+    )
+    np.testing.assert_allclose(match.level, [0, 1, 3], atol=0.01)
+    assert match.sigma.max() < 0.01

@@ -586,6 +586,17 @@ def test_a_mask_without_sources_leaves_stars_in():
     assert (result.background(0).value - known.truth[0])[ghost].mean() > 1
 
 
+@pytest.mark.parametrize("blank", [0, np.nan])
+def test_blank_pixels_of_a_given_mosaic_cover_nothing(blank):
+    """Zeros are no data, as NaN."""
+    known = scene(6)
+    mosaic = wide()
+    image = np.random.default_rng(1).normal(100, 0.01, mosaic.image.shape).astype(np.float32)
+    image[:, image.shape[1] // 2 :] = blank
+    result = make_backgrounds(known.exposures, guide=SourceGuide(mosaic=replace(mosaic, image=image)))
+    assert (result.covered < 0.8).all()
+
+
 def test_a_given_mosaic_shows_sources():
     """A deep image, with a source that the exposures themselves do not show."""
     known = scene(6)
@@ -660,6 +671,29 @@ def test_holes_are_filled():
         # The glow goes on through the hole; what changes from pixel to pixel cannot, but is in the variance.
         assert np.abs(background.value - known.truth[i])[hole].mean() < 0.6
         assert np.median(background.variance[hole]) > 2 * np.median(background.variance[~hole])
+
+
+def test_a_factor_on_one_exposure_is_one_on_its_background():
+    """Its square on the variance; the backgrounds of the others stay."""
+    known, options = scene(5, stars=()), ImageForImageOptions(scale="multiplicative")
+    tripled = known.changed(0, 3 * known.data[0])
+    one, two = (make_backgrounds(some, options, guide=NO_SOURCES) for some in (known.exposures, tripled))
+    for i, factor in ((0, 3.0), (1, 1.0)):
+        before, after = one.background(i), two.background(i)
+        np.testing.assert_allclose(after.value, factor * before.value, rtol=1e-3)
+        np.testing.assert_allclose(after.variance, factor**2 * before.variance, rtol=1e-2)
+
+
+def test_holes_are_those_of_good_pixels():
+    """The others miss nine rows, of which the first exposure itself has five."""
+    known, row = scene(4), np.indices(SHAPE)[0]
+    exposures = [
+        Exposure.from_arrays(e.name, known.data[i], e.wcs, good=row >= (4 if i == 0 else 9))
+        for i, e in enumerate(known.exposures)
+    ]
+    result = make_backgrounds(exposures, guide=NO_SOURCES)
+    assert result.holes[0] == pytest.approx(5 / (SHAPE[0] - 4))
+    assert result.background(0).holes.sum() == 5 * SHAPE[1]
 
 
 def test_values_are_always_finite():

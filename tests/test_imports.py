@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "bkgmatch"
 # "__init__" is bkgmatch/__init__.py.
 LAYERS = [
     {"reasons"},
+    {"paths"},
     {"polynomials"},
     {"options"},
     {"display"},

@@ -2,6 +2,7 @@
 
 import tracemalloc
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bkgmatch import leave_one_out
+from bkgmatch.execution import Work
 from bkgmatch.leave_one_out import merge_others
 
 METHODS = ("median", "mean")
@@ -654,6 +657,19 @@ def test_of_a_larger_image_only_the_counts_take_more(method):
     assert more < 0.6 * (large.nbytes - small.nbytes)
 
 
+@pytest.mark.parametrize("width", [1031, 1032, 2048])
+def test_bands_of_files_are_bounded_whatever_their_width(width):
+    """Where one machine writes; where several do, they begin at pages."""
+    stack = np.broadcast_to(np.float32(0), (100, 1024, width))
+    stored = SimpleNamespace(shape=stack.shape)
+    alone = leave_one_out._bands(stored, Work())
+    assert max(rows.stop - rows.start for rows in alone) * width * 100 <= leave_one_out._BAND
+    cluster = leave_one_out._bands(stored, SimpleNamespace(shares_memory=False))
+    for bands in (alone, cluster):
+        assert [row for rows in bands for row in range(rows.start, rows.stop)] == list(range(1024))
+    assert all(rows.start * width % leave_one_out._PAGE == 0 for rows in cluster)
+
+
 # Misuse
 
 STACK = stack_of("noise", 4)
@@ -691,3 +707,23 @@ def test_misuse_changes_nothing(wrong):
     with pytest.raises(ValueError):
         merge_others(stack, **arguments)
     assert_same_bits(stack, STACK)
+
+
+@pytest.mark.parametrize("method", ["mean", "median"])
+def test_scatters_that_differ_count_as_documented(method):
+    """Donor by donor: a mean has the weights 1/s^2; how many donors of scatter 1 would give the same variance."""
+    rng, scatter = np.random.default_rng(21), np.array([0.5, 1.0, 2.0, 4.0, 1.5])
+    stack = rng.normal(size=(5, 3, 4)).astype(np.float32)
+    stack[rng.random(stack.shape) < 0.2] = np.nan
+    donors = ~np.eye(5, dtype=bool)
+    donors[0, 1] = donors[3, 2] = False
+    effective = np.zeros(stack.shape, dtype=np.float32)
+    value, count = merge_others(stack, donors, method=method, scatter=scatter, out_effective=effective)
+    for place in np.ndindex(stack.shape):
+        own = [d for d in range(5) if donors[place[0], d] and np.isfinite(stack[(d, *place[1:])])]
+        values, s = stack[(own, *place[1:])].astype(float), scatter[own]
+        expected = np.median(values) if method == "median" else np.average(values, weights=s**-2.0)
+        number = np.sum(1 / s) ** 2 / len(own) if method == "median" else np.sum(s**-2.0)
+        assert count[place] == len(own)
+        assert value[place] == pytest.approx(expected, abs=1e-5)
+        assert effective[place] == pytest.approx(number, rel=1e-5)

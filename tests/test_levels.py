@@ -1,5 +1,7 @@
 """Matching levels and planes from arrays: known truth, properties, references, bad input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from common import EMPTY, IMAGES, PLACES, SHAPE, TWINS, exposure, noise, tan
@@ -553,6 +555,11 @@ def test_no_backgrounds(more):
     assert match_levels([*mosaic(), *more], options(reference="auto")).reference == ("e04",)
 
 
+def test_the_nearest_in_time_needs_times_of_the_exposures():
+    with pytest.raises(ValueError, match="e00 and the others have none"):
+        match_levels([*mosaic(), background(3.0)], options(reference="background"))
+
+
 @pytest.mark.parametrize("reference", ["e00", "e03", "auto"])
 @pytest.mark.parametrize("tiled", [False, True])
 def test_local_subtraction_makes_the_reference_zero(reference, tiled):
@@ -861,6 +868,13 @@ def test_names_repeat():
 def test_a_cube():
     with pytest.raises(ValueError, match=r"cube: .*2 dimensions"):
         match_levels([exposure("cube", np.zeros((2, 3, 4)), tan())])
+
+
+def test_errors_of_zero_are_not_roots_of_rounding():
+    found = match_levels(mosaic())
+    rounded = replace(found, covariance=found.covariance - 1e-40 * np.eye(3))
+    np.testing.assert_array_equal(rounded.slope_sigma, 0)
+    np.testing.assert_allclose(rounded.sigma, found.sigma)
 
 
 def test_the_input_is_not_changed():

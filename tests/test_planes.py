@@ -100,3 +100,11 @@ def test_plus_then_minus_is_nothing():
     less = Plane(-1.0, (-SLOPE[0], -SLOPE[1]), (0.0, 80.0))
     np.testing.assert_allclose(plane.on_pixels(wcs, SHAPE) + less.on_pixels(wcs, SHAPE), 0, atol=1e-12)
     assert (plane + less).on_pixels(wcs, SHAPE) == 0
+
+
+def test_planes_about_one_position_across_right_ascension_0_add_up():
+    one, two = Plane(1.0, (0.1, 0.0), (0.0, 20.0)), Plane(2.0, (0.2, 0.5), (360 - 1e-13, 20.0))
+    assert (one + two).level == 3.0
+    assert (one + two).slope == pytest.approx((0.3, 0.5))
+    with pytest.raises(ValueError, match="cannot be added"):
+        one + Plane(2.0, (0.2, 0.5), (359.9, 20.0))

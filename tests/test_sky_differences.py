@@ -56,6 +56,16 @@ def test_pairs_say_what_was_measured(nebulous):
     assert 0.6 < np.std(pulls[pairs.npix > 500]) < 1.6
 
 
+def test_offsets_are_the_first_less_the_second_in_any_order(nebulous):
+    """Exposures in the order of their names, and in the reverse."""
+    level = np.array([e.level for e in nebulous])
+    for step in (1, -1):
+        pairs, true = match_skies(exposures_of(nebulous)[::step], DIFFERENCE).pairs, level[::step]
+        assert (pairs.first < pairs.second).all()
+        apart = true[pairs.first] - true[pairs.second]
+        assert (np.abs(pairs.offset - apart) < 6 * pairs.sigma + 0.05).all()
+
+
 def test_order_of_exposures_does_not_matter(nebulous):
     exposures = exposures_of(nebulous)
     order = np.random.default_rng(1).permutation(len(exposures))
@@ -186,3 +196,11 @@ def test_dedicated_backgrounds_are_matched_too():
     exposures = strip([0, 15, 30], rng, is_background=[False, False, True])
     exposures[2] = replace(exposures[2].times(1.0), name="dark")
     assert match_skies(exposures, DIFFERENCE).status == ("matched",) * 3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20])
+def test_weights_by_number_of_pixels_are_these_numbers(scale):
+    rng = np.random.default_rng(3)
+    exposures = strip([0, 12, 20], rng, level=scale, noise=0.02 * scale)
+    pairs = match_skies(exposures, replace(DIFFERENCE, weights="npix")).pairs
+    np.testing.assert_allclose(pairs.full_weight, pairs.npix)

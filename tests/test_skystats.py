@@ -11,6 +11,7 @@ from stsci.imagestats import ImageStats
 
 from bkgmatch import histograms
 from bkgmatch.histograms import bin_pixels
+from bkgmatch.noise import sample_pairs
 from bkgmatch.runs import Runs
 from bkgmatch.skystats import SkyStatistic
 
@@ -512,3 +513,44 @@ def test_runs_are_the_image():
     for start, stop in [(0, 1), (0, image.size), (17, 18), (17, 400), (image.size - 1, image.size)]:
         np.testing.assert_array_equal(runs.part(start, stop).image(), image[start:stop])
     assert Runs.of(image[:0]).image().size == 0
+
+
+def test_the_error_of_a_mean_that_is_clipped_hard_is_its_scatter():
+    """The limits follow the mean, and the mean the limits: it scatters more than that of the pixels that are left."""
+    statistic = SkyStatistic("mean", nclip=30, lsigma=2.0, usigma=2.0)
+    rng = np.random.default_rng(11)
+    found = [statistic.of(rng.normal(5, 2, 800)) for _ in range(300)]
+    scatter = np.std([one.value[0] for one in found])
+    assert np.mean([one.sigma[0] for one in found]) == pytest.approx(scatter, rel=0.15)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.5])
+def test_structure_that_nearby_pixels_share_counts_as_documented(missing):
+    """Two halves, 2 above and below the middle, and noise of 1: a fifth of the variance is noise."""
+    rng = np.random.default_rng(12)
+    data = rng.normal(0, 1, (200, 200)) + np.where(np.arange(200) < 100, 2.0, -2.0)
+    good = rng.random(data.shape) >= missing
+    whole, everything = Runs(np.array([data.size]), np.array([0])), np.ones((1, 1), dtype=bool)
+    sets = bin_pixels(data.ravel(), good.ravel(), whole, everything)
+    found = SkyStatistic("mean", nclip=0).of_sets(sets, sample_pairs(data, good, whole, everything))
+    share = 1 / 5 + (missing + 1 / 4) * (1 - 1 / 5)
+    assert found.sigma[0] == pytest.approx(np.sqrt(5 / good.sum() * share), rel=0.08)
+
+
+def test_pairs_of_nearby_pixels_are_good_and_of_one_atom():
+    """Pixels that hold their own number tell which they are."""
+    rng, shape = np.random.default_rng(13), (90, 120)
+    number = np.arange(90 * 120).reshape(shape)
+    good = rng.random(shape) > 0.3
+    atom = (np.add.outer(np.arange(90), np.arange(120)) // 5) % 3
+    members = np.array([[True, False], [True, True], [False, True]])
+    pairs = sample_pairs(number.astype(float), good, Runs.of(atom), members)
+    one, two = (values.astype(int) for values in (pairs.one, pairs.two))
+    assert len(one) > 50
+    np.testing.assert_array_equal(two - one, 2 * 120 + 2)
+    assert (one % 120 < 118).all()
+    assert good.ravel()[one].all()
+    assert good.ravel()[two].all()
+    np.testing.assert_array_equal(atom.ravel()[one], atom.ravel()[two])
+    np.testing.assert_array_equal(pairs.members, members[atom.ravel()[one]])
+    np.testing.assert_allclose(pairs.missing, 0.3, atol=0.08)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from astropy.io import fits
 
-from bkgmatch.associations import Member, association, relative_to
-from bkgmatch.images import check_distinct, check_listed_once
+from bkgmatch.associations import Member, association, check_product, relative_to
+from bkgmatch.images import check_distinct, check_listed_once, naming
+from bkgmatch.paths import is_there, located
 
 __all__ = ["associate"]
 
 _OF_GROUP = ("PROGRAM", "OBSERVTN", "VISIT", "VISITGRP", "SEQ_ID", "ACT_ID", "EXPOSURE")
+_USED = ("EXP_TYPE", "INSTRUME", "FILTER", "PUPIL", "BKGDTARG", "S_EXTR1D")
 _NAME = re.compile(r"(?P<exposure>(?P<group>jw\d{11}_\d{3}[0-9a-z]{2}_\d{5})_[0-9a-z]+)_")
 _IFU = ("MIR_MRS", "NRS_IFU")
 
@@ -43,8 +45,10 @@ def associate(files: Sequence[Path], product: str, folder: Path) -> dict:
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If a file cannot be read, is listed twice, or is no exposure, or several filters or types of exposure are given.
+        If a file cannot be read, is listed twice, or is no exposure, several filters or types of exposure are given, or
+        the product's name cannot be part of a file name.
     """
+    check_product(product)
     _check_names(files)
     headers = {file: _header(file) for file in files}
     _check_alike(headers)
@@ -55,7 +59,7 @@ def associate(files: Sequence[Path], product: str, folder: Path) -> dict:
 
 
 def _check_names(files: Sequence[Path]) -> None:
-    check_listed_once([file.resolve() for file in files])
+    check_listed_once([located(file) for file in files])
     check_distinct(files)
     exposures: dict[str, Path] = {}
     for file in files:
@@ -66,17 +70,25 @@ def _check_names(files: Sequence[Path]) -> None:
 
 
 def _header(file: Path) -> fits.Header:
-    if not file.exists():
+    if not is_there(file):
         raise FileNotFoundError(f"{file} does not exist")
     try:
         header = fits.getheader(file)
-    except OSError as error:
+    except Exception as error:  # astropy raises many kinds
         raise ValueError(f"{file} is no FITS file; give exposures ({error})") from error
+    with naming(file):
+        _check_header(file, header)
+    return header
+
+
+def _check_header(file: Path, header: fits.Header) -> None:
+    """Raise ValueError if this is no exposure, or cards that are needed cannot be read."""
+    for keyword in (*_OF_GROUP, *_USED):
+        header.get(keyword)
     if "I4I_PROD" in header:
         raise ValueError(f"{file} is a {header['I4I_PROD']} that image_for_image made, no exposure; leave it out")
     if "COMPLETE" in (header.get("S_RESAMP"), header.get("S_IFUCUB")):
         raise ValueError(f"{file} is a mosaic or a cube, no exposure; leave it out")
-    return header
 
 
 def _is_cube(header: fits.Header) -> bool:

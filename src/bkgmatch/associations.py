@@ -6,14 +6,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bkgmatch.paths import begins_with, is_there, located
 from bkgmatch.written import whole_file
 
-__all__ = ["HEAD", "Member", "association", "relative_to", "write_association"]
+__all__ = ["HEAD", "Member", "association", "check_product", "relative_to", "write_association"]
 
 Member = Mapping[str, str]
 
 HEAD = {"asn_rule": "DMS_Level3_Base", "asn_id": "a3001", "asn_pool": "none", "program": "noprogram", "target": "none"}
 """Entries of an association of which nothing is known."""
+
+_LONGEST = 200  # of 255 bytes that a name may have; the rest is for suffixes
 
 
 def association(product: str, members: Iterable[Member], *, kind: str = "image3", **head: Any) -> dict:
@@ -39,9 +42,19 @@ def association(product: str, members: Iterable[Member], *, kind: str = "image3"
     return {"asn_type": kind, **HEAD, **head, "products": [{"name": product, "members": list(map(dict, members))}]}
 
 
+def check_product(name: object) -> None:
+    """Raise ValueError if the name of a product cannot be the beginning of the name of a file."""
+    is_name = isinstance(name, str) and "\0" not in name and name == Path(name).name
+    if not is_name or not 0 < len(str(name).encode(errors="replace")) <= _LONGEST:
+        raise ValueError(
+            f"the product name {str(name)[:_LONGEST]!r} cannot be part of a file name; give one without / and of at "
+            f"most {_LONGEST} characters"
+        )
+
+
 def write_association(given: Mapping[str, Any], path: Path) -> None:
     """Write an association; ValueError if that would replace something else."""
-    if path.exists() and not path.read_bytes()[:1] == b"{":
+    if is_there(path) and not begins_with(path, b"{"):
         raise ValueError(f"{path} exists and is no association; choose another name")
     with whole_file(path) as part:
         part.write_text(json.dumps(given, indent=4) + "\n")
@@ -50,4 +63,4 @@ def write_association(given: Mapping[str, Any], path: Path) -> None:
 def relative_to(folder: Path, file: str | Path) -> str:
     """Name of a file for an association in ``folder``."""
     path = Path(file)
-    return os.path.relpath(path.parent.resolve() / path.name, folder.resolve())  # a link keeps its own name
+    return os.path.relpath(located(path.parent) / path.name, located(folder))  # a link keeps its own name

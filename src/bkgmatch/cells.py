@@ -21,6 +21,8 @@ BLOCK = 32
 _LEAST_KNOWN = 0.1  # part of the good pixels whose variance must be given for it to be used
 _ROWS = 64
 _CHOSEN = 64
+_MOST_PIXELS, _LEAST_PIXELS = 50, 1 / 16  # along a cell
+_MANY = 2**26
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def place(
     low = np.floor((corners.min(axis=0) - 1) / BLOCK).astype(int) * BLOCK
     high = np.ceil((corners.max(axis=0) + 2) / BLOCK).astype(int) * BLOCK
     side = grid.cell / pixel_side(outline)
+    _check_cells(side, high - low)
     image = pixels.image()
     columns, rows = (np.arange(low[k], high[k]) for k in range(2))
     if reproject_func == "interp":
@@ -139,6 +142,15 @@ def place(
         half=max(ny, nx) / 2 / side,
         extent=_extent(np.isfinite(value)),
     )
+
+
+def _check_cells(side: float, cells: np.ndarray) -> None:
+    """Raise ValueError if the cells, or the points in them, are too many for any memory."""
+    if side > _MOST_PIXELS or (side < _LEAST_PIXELS and cells.prod(dtype=float) > _MANY):
+        raise ValueError(
+            f"a common cell is {side:.3g} times as large as its pixels, whose scale is not like that of the others; "
+            "check the WCS, or match them apart"
+        )
 
 
 def _extent(used: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bkgmatch {options.command}: there is not enough memory: {error}", file=sys.stderr)
         return 1
     except (ImportError, OSError, ValueError, CalledProcessError) as error:
-        print(f"bkgmatch {options.command}: {error}", file=sys.stderr)
+        print(f"bkgmatch {options.command}: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
 
 
@@ -211,15 +211,24 @@ def _skylist(options: argparse.Namespace) -> int:
     from bkgmatch.saved import read_sky_levels
 
     levels = {name: level for name, (level, _) in read_sky_levels(options.table).levels.items()}
+    unfit = next((name for name in levels if "#" in name or len(name.split()) != 1), None)
+    if unfit is not None:
+        raise ValueError(f"{unfit!r} cannot stand in a skylist: rename the exposure, without blanks and #")
     for name in (name for name, level in levels.items() if isnan(level)):
         print(f"bkgmatch skylist: {name} was not matched; its level is given as 0", file=sys.stderr)
     text = "".join(f"{name} {0.0 if isnan(level) else level!r}\n" for name, level in levels.items())
     if options.out:
-        _check_new(options.out)
+        _check_skylist(options.out)
         _write_text(options.out, text)
     else:
         print(text, end="")
     return 0
+
+
+def _check_skylist(path: Path) -> None:
+    """Raise ValueError if something else than a list of two words in each line would be replaced."""
+    if path.is_file() and any(len(line.split()) != 2 for line in path.read_text(errors="replace").splitlines()):
+        raise ValueError(f"{path} exists and is no skylist; remove it, or give another name with --out")
 
 
 def _pars(options: argparse.Namespace) -> int:
@@ -245,17 +254,18 @@ def _write_text(path: Path, text: str) -> None:
         part.write_text(text)
 
 
-def _check_new(path: Path, extension: str = "") -> None:
-    if not (path.name.endswith(extension) and path.parent.is_dir()):
+def _check_new(path: Path, extension: str) -> None:
+    if path.suffix != extension or not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: give a name *{extension} in a folder that exists")
-    if path.is_file() or path.is_dir():
+    if path.exists():
         raise ValueError(f"{path} exists; remove it, or give another name with --out")
 
 
 def _asn(options: argparse.Namespace) -> int:
     from bkgmatch.associate import associate
-    from bkgmatch.associations import write_association
+    from bkgmatch.associations import check_product, write_association
 
+    check_product(options.product)
     path = options.out or options.files[0].parent / f"{options.product}_asn.json"
     _check_new(path, ".json")
     write_association(associate(options.files, options.product, path.parent), path)

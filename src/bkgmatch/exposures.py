@@ -1,7 +1,8 @@
 """What the core knows of an exposure. No stage opens a file: it calls `Exposure.read`."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -349,6 +350,17 @@ def handy_factor(exposures: Sequence[Exposure]) -> float:
             typical = float(np.median(sample[sample > 0]))
             return 1.0 if _SMALL < typical < 1 / _SMALL else 2.0 ** -round(np.log2(typical))
     return 1.0
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Put the name of an exposure before the message of a ValueError that does not have it."""
+    try:
+        yield
+    except ValueError as error:
+        if name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from error
 
 
 def check_names(exposures: Sequence[Exposure | SpectralExposure]) -> None:

@@ -290,8 +290,8 @@ def _lattice(shape: tuple[int, int]) -> np.ndarray:
 def sky_vectors(wcs: Callable, pixels: np.ndarray) -> np.ndarray:
     """Sky positions, as unit vectors of shape (n, 3), of pixel coordinates (x, y), shape (n, 2)."""
     try:
-        ra, dec = (np.asarray(angle, dtype=float) for angle in wcs(pixels[:, 0], pixels[:, 1]))
-    except (TypeError, ValueError) as error:
+        ra, dec = (np.asarray(angle, dtype=float).reshape(len(pixels)) for angle in wcs(pixels[:, 0], pixels[:, 1]))
+    except Exception as error:  # a WCS may raise anything
         raise ValueError(f"wcs(x, y) must return right ascension and declination in degrees ({error})") from error
     if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
         raise ValueError("the WCS gives sky coordinates that are not finite inside the image; run assign_wcs again")
@@ -307,7 +307,8 @@ def unit_vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
 def angles(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Right ascension and declination in degrees, each of shape (...), of vectors, shape (..., 3)."""
     x, y, z = np.moveaxis(vectors, -1, 0)
-    return np.rad2deg(np.arctan2(y, x)) % 360, np.rad2deg(np.arctan2(z, np.hypot(x, y)))
+    ra = np.rad2deg(np.arctan2(y, x)) % 360
+    return np.where(ra < 360, ra, 0.0), np.rad2deg(np.arctan2(z, np.hypot(x, y)))  # -1e-15 % 360 is 360
 
 
 def position(vector: np.ndarray) -> tuple[float, float]:

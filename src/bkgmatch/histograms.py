@@ -327,8 +327,9 @@ def _fill(
     for start in range(0, values.size, _CHUNK):
         piece = slice(start, min(start + _CHUNK, values.size))
         value, y, mirror, part, kept = (buffer[: piece.stop - start] for buffer in buffers[:5])
-        np.subtract(values[piece], centre, out=value)
-        np.divide(value, scale, out=y, casting="same_kind")
+        with np.errstate(invalid="ignore", over="ignore"):  # damaged pixels, which are bad, or in the last bin
+            np.subtract(values[piece], centre, out=value)
+            np.divide(value, scale, out=y, casting="same_kind")
         bits = y.view(np.int32)
         np.right_shift(bits, 31, out=mirror)
         np.abs(y, out=y)

@@ -7,8 +7,9 @@ from bkgmatch.execution import HERE, Work
 from bkgmatch.images import FitsImage, check_copies, common_unit
 from bkgmatch.levels import FIXED, MATCHED, LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
+from bkgmatch.paths import located
 from bkgmatch.plots import PairPlots, check_plots
-from bkgmatch.record import check_table, level_pair_table, level_table, save_tables
+from bkgmatch.record import check_tables, level_pair_table, level_table, save_tables
 
 __all__ = ["match_files"]
 
@@ -60,15 +61,15 @@ def match_files(
         something that is none. Nothing is written then.
     """
     if table:
-        check_table(table)
+        check_tables(table)
     if plots:
         check_plots(plots)
-    held = {path.resolve() for path in fixed}
+    held = {located(path) for path in fixed}
     images = [FitsImage.open(path) for path in files]
-    others = [FitsImage.open(path) for path in fixed if path.resolve() not in {file.resolve() for file in files}]
+    others = [FitsImage.open(path) for path in fixed if located(path) not in {located(file) for file in files}]
     unit = common_unit([(str(image.path), image.unit) for image in (*images, *others)])
     check_copies([image.path for image in images], folder)
-    exposures = [image.exposure(is_fixed=image.path.resolve() in held) for image in images]
+    exposures = [image.exposure(is_fixed=located(image.path) in held) for image in images]
     exposures += [other.exposure(is_fixed=True) for other in others]
     watch = PairPlots(plots, unit).draw if plots else None
     match = match_levels(exposures, options, work=work, watch=watch)

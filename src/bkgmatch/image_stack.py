@@ -10,7 +10,7 @@ from scipy import ndimage
 from bkgmatch.detection import deviation
 from bkgmatch.donors import Donors, find_donors
 from bkgmatch.execution import Work
-from bkgmatch.exposures import Exposure
+from bkgmatch.exposures import Exposure, named
 from bkgmatch.footprints import sky_vectors
 from bkgmatch.holes import fill_holes
 from bkgmatch.image_samples import Standard, measure_standards, sample_rows
@@ -184,9 +184,14 @@ class ImageStack:
     def _find_donors(self) -> Donors:
         ny, nx = self.shape
         middle = np.array([[(nx - 1) / 2, (ny - 1) / 2]])
-        centres = np.concatenate([sky_vectors(e.wcs, middle) for e in self.exposures])
+        centres = np.concatenate([_sky_of(e, middle) for e in self.exposures])
         usable = np.array([np.isfinite(image).any() for image in self.images])
         return find_donors(centres, [e.time for e in self.exposures], usable, self._options)
+
+
+def _sky_of(exposure: Exposure, pixels: np.ndarray) -> np.ndarray:
+    with named(exposure.name):
+        return sky_vectors(exposure.wcs, pixels)
 
 
 def _read_one(item: tuple[int, Exposure], images: Stack, inverse: Stack, first: str) -> None:

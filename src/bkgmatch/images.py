@@ -2,7 +2,8 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from astropy.wcs import WCS
 
 from bkgmatch.apply import shift
 from bkgmatch.exposures import Exposure, Pixels, icrs_of
+from bkgmatch.paths import is_there, located
 from bkgmatch.planes import Plane
 from bkgmatch.reasons import reason
 from bkgmatch.written import check_folder, whole_file, whole_files
@@ -28,9 +30,11 @@ __all__ = [
     "check_listed_once",
     "common_unit",
     "is_jwst",
+    "naming",
     "read_plane",
     "same_unit",
     "write_copies",
+    "writing",
 ]
 
 _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
@@ -92,7 +96,7 @@ class FitsImage:
             If it is not FITS, or has no image, or no celestial WCS.
         """
         path = Path(path).absolute()  # workers have other working folders
-        if not path.exists():
+        if not is_there(path):
             raise FileNotFoundError(f"{path} does not exist")
         try:
             with fits.open(path) as hdus:
@@ -151,35 +155,62 @@ class FitsImage:
         undone : bool
             False if nothing was subtracted.
         """
-        with fits.open(self.path) as hdus:
+        with naming(self.path), fits.open(self.path) as hdus:
             recorded = read_plane(hdus[0].header, self.path)
         return self._copy(folder, partial(_undo, plane=recorded)), recorded is not None
 
     def _read(self) -> Pixels:
-        with fits.open(self.path) as hdus:
+        with naming(self.path), fits.open(self.path) as hdus:
             data = np.array(hdus[self.extension].data, dtype=np.float32) - np.float32(self.recorded)
             good = np.isfinite(data)
             if "DQ" in hdus and hdus[0].header.get("TELESCOP") == "JWST":
                 good &= (hdus["DQ"].data & _JWST_BAD) == 0
-            variance = np.square(hdus["ERR"].data, dtype=np.float32) if "ERR" in hdus else None
+            with np.errstate(over="ignore"):  # an infinite variance is not used
+                variance = np.square(hdus["ERR"].data, dtype=np.float32) if "ERR" in hdus else None
         if variance is not None and variance.shape != data.shape:
             raise ValueError(f"{self.path}: ERR has shape {variance.shape}, the image {data.shape}")
         return Pixels(data, good, variance)
 
     def _copy(self, folder: Path, change: Callable) -> Path:
         path = folder / self.path.name
-        with fits.open(self.path) as hdus:
+        with naming(self.path), fits.open(self.path) as hdus:
             change(hdus, self)
             with whole_file(path) as part:
                 hdus.writeto(part)
         return path
 
 
+@contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """Give errors that name no file the name of the one that is looked at: headers and arrays are read late."""
+    try:
+        yield
+    except Exception as error:  # astropy, asdf, numpy and the models raise many kinds
+        is_of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
+        if is_of_system or Path(file).name in str(error):
+            raise
+        text = f"{file} cannot be read ({reason(error)}); it is damaged: replace it or leave it out"
+        raise ValueError(text) from error
+
+
+@contextmanager
+def writing(file: str | Path) -> Iterator[None]:
+    """Name the file whose header is so damaged that it cannot be written again."""
+    try:
+        yield
+    except (MemoryError, OSError):  # not of its own making: the disk is full
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{file} cannot be written again ({reason(error)}); its header is damaged: replace it or leave it out"
+        ) from error
+
+
 def check_listed_once(files: Sequence[Path]) -> None:
     """Raise ValueError if a file is listed twice."""
     twice = sorted(str(file) for file, count in Counter(files).items() if count > 1)
     if twice:
-        raise ValueError(f"listed more than once: {', '.join(twice)}; list each exposure once")
+        raise ValueError(f"listed more than once: {', '.join(twice[:5])}; list each exposure once")
 
 
 def check_distinct(files: Sequence[Path]) -> None:
@@ -192,12 +223,12 @@ def check_distinct(files: Sequence[Path]) -> None:
 def check_copies(files: Sequence[Path], folder: Path) -> None:
     """Raise an error if copies cannot be made under the same names, or would replace each other or the originals."""
     for file in files:
-        if not file.exists():
+        if not is_there(file):
             raise FileNotFoundError(f"{file} does not exist")
     check_distinct(files)
     check_folder(folder)
     for file in files:
-        if (folder / file.name).resolve() == file.resolve():
+        if located(folder / file.name) == located(file):
             raise ValueError(f"{file} would be overwritten; choose another folder")
 
 
@@ -243,10 +274,12 @@ def same_unit(one: str, two: str) -> bool:
 
 def is_jwst(path: Path) -> bool:
     """Whether a file is a JWST data model; files that cannot be read are not told from them."""
+    if not is_there(path):
+        return True
     try:
         with fits.open(path) as hdus:
             return "ASDF" in hdus
-    except OSError:
+    except Exception:  # what opens it next tells why
         return True
 
 
@@ -284,7 +317,7 @@ def read_plane(header: Mapping[str, Any], path: Path) -> Plane | None:
 def _image_extension(hdus: fits.HDUList) -> int:
     images = [k for k, hdu in enumerate(hdus) if hdu.is_image and hdu.header.get("NAXIS") == 2]
     named = [k for k in images if hdus[k].name == "SCI"]
-    if not images:
+    if not images or ("SCI" in hdus and not named):  # another extension is not meant then
         raise ValueError("it holds no image with two dimensions")
     return (named or images)[0]
 

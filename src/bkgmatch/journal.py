@@ -50,7 +50,7 @@ class Journal:
     def open(self) -> None:
         """Make the folder; ValueError if another run uses it, or it is something else."""
         is_old, lock = self.folder.exists(), self.folder / "in-use"
-        if is_old and (self.folder.is_symlink() or not lock.is_file()):
+        if is_old and (self.folder.is_symlink() or lock.is_symlink() or not lock.is_file()):
             raise ValueError(f"{self.folder} exists, and is not of bkgmatch; rename it, or choose another save_table")
         self.folder.mkdir(exist_ok=True)
         self._lock = locked(lock)
@@ -257,6 +257,7 @@ class _Reader(NamedTuple):
 def _class(module: str, name: str) -> type:
     """Find a class of records of bkgmatch."""
     kind = getattr(import_module(module), name) if module.startswith(_OURS) else None
-    if not (isinstance(kind, type) and (is_dataclass(kind) or hasattr(kind, "_fields"))):
+    is_own = kind is StoredArray  # it has a form of its own, with a checksum
+    if is_own or not (isinstance(kind, type) and (is_dataclass(kind) or hasattr(kind, "_fields"))):
         raise ValueError(f"{module}.{name} is no record of bkgmatch")
     return kind

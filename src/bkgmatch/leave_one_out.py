@@ -102,7 +102,7 @@ def merge_others(
         limit = work.stack("limit", 1, stack.shape[1:], np.float32)
         limit[0] = sigma * np.asarray(noise, dtype=np.float32)
     merge = _Merge(stack, value, count, out_effective, list(_pools(donors.astype(bool))), spread, method, limit)
-    work.run(merge.band, _bands(stack), what="Merging exposures (in bands of rows)", keep=False)
+    work.run(merge.band, _bands(stack, work), what="Merging exposures (in bands of rows)", keep=False)
     return value, count
 
 
@@ -149,17 +149,17 @@ class _Merge:
         return _means(kept, serves, factor)
 
 
-def _bands(stack: Stack) -> list[slice]:
+def _bands(stack: Stack, work: Work) -> list[slice]:
     """
     Rows that are merged together: of arrays, those that stay in the cache; of files, those that fit into memory.
 
-    In files they begin at multiples of a page: where several machines write, no two write to the same page.
+    Where several machines write to files, bands begin at multiples of a page: no two write to the same page.
     """
     n, ny, nx = stack.shape
     if isinstance(stack, np.ndarray):
         height = max(1, _PIXELS // max(nx, 1))
     else:
-        unit = _PAGE // math.gcd(_PAGE, max(nx, 1))
+        unit = 1 if work.shares_memory else _PAGE // math.gcd(_PAGE, max(nx, 1))
         height = max(1, _BAND // max(n * nx * unit, 1)) * unit
     return [slice(row, min(row + height, ny)) for row in range(0, ny, height)]
 

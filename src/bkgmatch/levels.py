@@ -78,12 +78,12 @@ class LevelMatch(Displayed):
     @property
     def sigma(self) -> np.ndarray:
         """Standard errors of the levels."""
-        return np.sqrt(self.covariance[:, 0, 0])
+        return _roots(self.covariance)[:, 0]
 
     @property
     def slope_sigma(self) -> np.ndarray:
         """Standard errors of the slopes, shape (n, 2)."""
-        return np.sqrt(np.einsum("naa->na", self.covariance)[:, 1:])
+        return _roots(self.covariance)[:, 1:]
 
     @property
     def misfit(self) -> float:
@@ -104,6 +104,11 @@ class LevelMatch(Displayed):
     def __str__(self) -> str:
         rows = zip(self.names, self.component, self.level, self.sigma, self.status, strict=True)
         return "\n".join(f"{name}  {c:3d}  {level:12.6g} +- {sigma:9.3g}  {s}" for name, c, level, sigma, s in rows)
+
+
+def _roots(covariance: np.ndarray) -> np.ndarray:
+    """Roots of the diagonal, which rounding may leave below zero where it is zero."""
+    return np.sqrt(np.maximum(np.einsum("naa->na", covariance), 0))
 
 
 def match_levels(

@@ -9,6 +9,7 @@ from astropy.wcs import WCS
 from regions import PixCoord, Regions, SkyRegion
 
 from bkgmatch.footprints import position, sky_vectors
+from bkgmatch.paths import is_there
 from bkgmatch.pixel_maps import positions_in_plane
 from bkgmatch.reasons import reason
 
@@ -47,7 +48,7 @@ def find_masks(masks: Sequence[str], files: Sequence[Path]) -> list[Path | None]
     if len(masks) != len(files):
         raise ValueError(f"masks lists {len(masks)} files for {len(files)} exposures; list one for each, in order")
     for mask in masks:
-        if not Path(mask).exists():
+        if not is_there(mask):
             raise FileNotFoundError(f"the mask file {mask} does not exist")
     return [Path(mask) for mask in masks]
 
@@ -76,7 +77,7 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         with fits.open(path) as hdus:
             images = [np.asarray(hdu.data) for hdu in hdus if hdu.is_image and hdu.data is not None]
-    except (OSError, TypeError) as error:
+    except Exception as error:  # astropy raises many kinds
         raise ValueError(f"the mask file {path} cannot be read as FITS: {error}") from error
     if not images:
         raise ValueError(f"the mask file {path} holds no image")
@@ -107,7 +108,7 @@ def read_regions(path: str) -> list[SkyRegion]:
     ValueError
         If it cannot be read, holds no region, or regions in pixels.
     """
-    if not Path(path).exists():
+    if not is_there(path):
         raise FileNotFoundError(f"the region file {path} does not exist")
     try:
         found = list(Regions.read(path, format="ds9"))
@@ -119,7 +120,14 @@ def read_regions(path: str) -> list[SkyRegion]:
         )
     if not all(isinstance(region, SkyRegion) for region in found):
         raise ValueError(f"the region file {path} has regions in pixels; save it in sky coordinates (icrs, fk5, ...)")
+    if not all(map(_is_somewhere, found)):
+        raise ValueError(f"the region file {path} has a region at coordinates that are not numbers; remove it")
     return found
+
+
+def _is_somewhere(region: SkyRegion) -> bool:
+    places = [getattr(region, name) for name in ("center", "vertices", "start", "end") if hasattr(region, name)]
+    return all(np.isfinite(angle).all() for place in places for angle in (place.spherical.lon, place.spherical.lat))
 
 
 def region_mask(regions: Sequence[SkyRegion], wcs: Callable, shape: tuple[int, int]) -> np.ndarray:
@@ -164,8 +172,8 @@ def _excludes(region: SkyRegion) -> bool:
 
 def _beside(file: Path, suffix: str) -> Path | None:
     root = file.stem.rpartition("_")[0] or file.stem
-    mask = file.with_name(f"{root}_{suffix}.fits")
-    return mask if mask.exists() else None
+    mask = file.parent / f"{root}_{suffix}.fits"
+    return mask if is_there(mask) else None
 
 
 def _tangent_position(wcs: Callable, shape: tuple[int, int]) -> tuple[WCS, PixCoord]:

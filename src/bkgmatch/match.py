@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from bkgmatch.display import Displayed, Rows
 from bkgmatch.execution import HERE, Work
-from bkgmatch.exposures import Exposure, check_names, group_numbers
+from bkgmatch.exposures import Exposure, check_names, group_numbers, named
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
 from bkgmatch.options import SkyMatchOptions
 from bkgmatch.overlaps import OverlapMap, overlap_map
@@ -192,7 +192,8 @@ class _Near(NamedTuple):
 
 
 def _measure(near: _Near, statistic: SkyStatistic) -> Measurement:
-    overlaps, others = _between_groups(overlap_map(near.outline, near.outlines), near)
+    with named(near.exposure.name):
+        overlaps, others = _between_groups(overlap_map(near.outline, near.outlines), near)
     return measure(near.exposure.read(), overlaps, others, statistic)
 
 
@@ -200,10 +201,8 @@ def _outline(exposure: Exposure, options: SkyMatchOptions) -> Footprint:
     good = exposure.read().good
     if good.ndim != 2:
         raise ValueError(f"{exposure.name}: images must have 2 dimensions, this one has {good.ndim}")
-    try:
+    with named(exposure.name):
         return footprint(good, exposure.wcs, overlap=options.overlap, stepsize=options.stepsize)
-    except ValueError as error:
-        raise ValueError(f"{exposure.name}: {error}") from error
 
 
 def _between_groups(overlaps: OverlapMap, near: _Near) -> tuple[OverlapMap, np.ndarray]:

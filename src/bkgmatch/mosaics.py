@@ -10,17 +10,20 @@ from astropy.wcs import WCS
 
 from bkgmatch.cells import resampled
 from bkgmatch.execution import HERE, Work
+from bkgmatch.exposures import named
 from bkgmatch.footprints import Footprint, angles, candidate_neighbours, footprint, sky_vectors
 from bkgmatch.grids import Grid, common_grid
 from bkgmatch.images import FitsImage
 from bkgmatch.leave_one_out import merge_all
-from bkgmatch.pixel_maps import PixelMap, pixel_map, positions_in_plane
+from bkgmatch.pixel_maps import PixelMap, pixel_map, pixel_side, positions_in_plane
 from bkgmatch.reprojected import SkyWcs
 from bkgmatch.solve import connected
 from bkgmatch.stored import Stack
 from bkgmatch.written import whole_file
 
 __all__ = ["Canvas", "Mosaic", "read_mosaic", "read_source_mask"]
+
+_UNLIKE = 10  # ratio of the pixels of one detector that no distortion explains
 
 _TILE = 512
 _ROWS = 64  # that are worked on at once
@@ -161,6 +164,19 @@ def read_source_mask(path: str | Path) -> Mosaic:
     return mask
 
 
+def _frame(name: str, wcs: Callable, shape: tuple[int, int]) -> Footprint:
+    with named(name):
+        return footprint(np.ones(shape, dtype=bool), wcs, overlap="footprint")
+
+
+def _map(name: str, outline: Footprint, wcs: Callable, grid: Grid) -> PixelMap:
+    with named(name):
+        ratio = pixel_side(outline) / grid.cell
+        if not 1 / _UNLIKE < ratio < _UNLIKE:
+            raise ValueError(f"its pixels are {ratio:.2g} times as large as those of the others; check the WCS")
+        return pixel_map(outline, wcs, grid.of)
+
+
 @dataclass(frozen=True)
 class Canvas:
     """
@@ -187,7 +203,7 @@ class Canvas:
     maps: tuple[PixelMap, ...]
 
     @classmethod
-    def of(cls, wcss: Sequence[Callable], shape: tuple[int, int]) -> "list[Canvas]":
+    def of(cls, wcss: Sequence[Callable], shape: tuple[int, int], names: Sequence[str] = ()) -> "list[Canvas]":
         """
         Find grids for exposures, their cells as large as the pixels.
 
@@ -197,24 +213,34 @@ class Canvas:
             ``wcs(x, y) -> (ra, dec)`` in degrees, of each exposure.
         shape : tuple of int
             Shape of the exposures.
+        names : sequence of str, optional
+            Their names, for messages.
 
         Returns
         -------
         list of Canvas
             One for each field: exposures that may overlap, directly or through others.
+
+        Raises
+        ------
+        ValueError
+            If a WCS cannot be used.
         """
-        everywhere = np.ones(shape, dtype=bool)
-        outlines = [footprint(everywhere, wcs, overlap="footprint") for wcs in wcss]
+        names = names or [f"exposure {i}" for i in range(len(wcss))]
+        outlines = [_frame(*of, shape) for of in zip(names, wcss, strict=True)]
         near = candidate_neighbours(outlines)
         first = np.repeat(np.arange(len(near)), [len(others) for others in near])
         field = connected(len(near), first, np.concatenate(near).astype(int))
-        return [cls._of_field(np.flatnonzero(field == k).tolist(), outlines, wcss) for k in dict.fromkeys(field)]
+        fields = [np.flatnonzero(field == k).tolist() for k in dict.fromkeys(field)]
+        return [cls._of_field(members, outlines, wcss, names) for members in fields]
 
     @classmethod
-    def _of_field(cls, members: list[int], outlines: Sequence[Footprint], wcss: Sequence[Callable]) -> "Canvas":
+    def _of_field(
+        cls, members: list[int], outlines: Sequence[Footprint], wcss: Sequence[Callable], names: Sequence[str]
+    ) -> "Canvas":
         ordered = sorted((outlines[i] for i in members), key=lambda outline: outline.axes[2].tolist())
         grid = common_grid(ordered)  # the same for exposures in any order
-        maps = tuple(pixel_map(outlines[i], wcss[i], grid.of) for i in members)
+        maps = tuple(_map(names[i], outlines[i], wcss[i], grid) for i in members)
         low = np.floor(np.min([where.low for where in maps], axis=0)).astype(int)
         nx, ny = np.ceil(np.max([where.high for where in maps], axis=0)).astype(int) - low + 1
         return cls(grid, low, (int(ny), int(nx)), tuple(members), maps)

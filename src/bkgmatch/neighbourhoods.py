@@ -16,7 +16,7 @@ from bkgmatch.differences import (
     sum_patches,
 )
 from bkgmatch.execution import Work
-from bkgmatch.exposures import LYOT, Exposure
+from bkgmatch.exposures import LYOT, Exposure, named
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
 from bkgmatch.grids import Grid, common_grid
 from bkgmatch.journal import fingerprint
@@ -38,6 +38,8 @@ __all__ = [
     "neighbourhoods",
     "outline_of",
 ]
+
+_MOST = 1e15  # of values that are near 1: squares beyond have no place in single precision
 
 
 class LevelPairs(NamedTuple):
@@ -169,10 +171,8 @@ def outline_of(exposure: Exposure) -> Footprint:
     good = exposure.read().good
     if good.ndim != 2:
         raise ValueError(f"{exposure.name}: images must have 2 dimensions, this one has {good.ndim}")
-    try:
+    with named(exposure.name):
         return footprint(good, exposure.wcs)
-    except ValueError as error:
-        raise ValueError(f"{exposure.name}: {error}") from error
 
 
 def neighbourhoods(exposures: Sequence[Exposure], outlines: Sequence[Footprint]) -> list[np.ndarray]:
@@ -341,13 +341,13 @@ def measure_neighbourhood(
 def _placed(item: tuple[Exposure, Footprint], grid: Grid, options: LevelMatchOptions, shelf: Shelf) -> CutOut:
     exposure, outline = item
     pixels = exposure.read()
+    with np.errstate(invalid="ignore"):  # damaged pixels: NaN that signal
+        pixels = replace(pixels, good=pixels.good & (np.abs(pixels.data) < _MOST))
     if options.do_sigma_clip:
         image = np.where(pixels.good, pixels.data, np.nan)
         pixels = replace(pixels, good=pixels.good & ~source_mask(image, options))
-    try:
+    with named(exposure.name):
         cutout = place(pixels, outline, exposure.wcs, grid, reproject_func=options.reproject_func)
-    except ValueError as error:
-        raise ValueError(f"{exposure.name}: {error}") from error
     digest = exposure.digest and fingerprint(exposure, outline, grid, options)
     return replace(cutout, value=shelf.keep(cutout.value, digest), digest=digest)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from typing import Literal, get_args
 
 from bkgmatch.polynomials import degrees
@@ -198,6 +199,7 @@ class LevelMatchOptions:
             reproject_func=ReprojectFunc,
         )
         _check_positive(self, "sigma", "pixel_scale_ratio")
+        _check_between(self, 0.01, 1000, "pixel_scale_ratio")
         _check_not_negative(
             self, "npixels", "dilate_size", "max_iters", "min_area_percent", "min_linear_frac", "rms_sig_limit"
         )
@@ -240,6 +242,7 @@ class MRSIMatchOptions:
         degrees(self.bkg_degree, 3, "bkg_degree")
         _check_choices(self, weights=PolynomialWeights, clip=Clip)
         _check_positive(self, "sigma", "cell_size")
+        _check_between(self, 0.01, 1000, "cell_size")
         _check_not_negative(self, "maxiters")
         _check_positive(self, "wavelength_cells")
 
@@ -304,8 +307,9 @@ class ImageForImageOptions:
         _check_choices(self, method=MergeMethod, scale=Scale)
         _check_positive(self, "sigma", "snr_threshold")
         _check_not_negative(self, "min_offset", "kernel_fwhm", "bkg_boxsize", "grow", "dilate_size")
+        _check_between(self, 0, 1000, "kernel_fwhm")
         for name in ("min_members", "npixels", "maxiters"):
-            if not getattr(self, name) >= 1:
+            if not _number(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_dt is not None:
             _check_not_negative(self, "max_dt")
@@ -318,20 +322,37 @@ def _check_choices(options: object, **choices: object) -> None:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(options, name)!r}")
 
 
+def _number(options: object, name: str) -> float:
+    """Value of an option; NaN, which no check lets through, for None."""
+    value = getattr(options, name)
+    return nan if value is None else value
+
+
+def _check_between(options: object, least: float, most: float, *names: str) -> None:
+    """Raise ValueError for numbers with which arrays would have no end, or no elements."""
+    for name in names:
+        if not least <= _number(options, name) <= most:
+            raise ValueError(f"{name} must be between {least:g} and {most:g}, got {getattr(options, name)}")
+
+
 def _check_positive(options: object, *names: str) -> None:
     for name in names:
-        if not getattr(options, name) > 0:
+        if not _number(options, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(options, name)}")
 
 
 def _check_not_negative(options: object, *names: str) -> None:
     for name in names:
-        if not getattr(options, name) >= 0:
+        if not _number(options, name) >= 0:
             raise ValueError(f"{name} must not be negative, got {getattr(options, name)}")
 
 
 def _check_statistic(options: SkyMatchOptions) -> None:
     _check_not_negative(options, "nclip")
     _check_positive(options, "lsigma", "usigma", "binwidth")
+    _check_between(options, 1e-6, 1e6, "binwidth")
+    for name in ("lower", "upper"):
+        if isnan(getattr(options, name) or 0):
+            raise ValueError(f"{name} must be a number or None, got nan")
     if options.lower is not None and options.upper is not None and options.lower > options.upper:
         raise ValueError(f"lower ({options.lower}) is above upper ({options.upper})")

@@ -135,7 +135,7 @@ class Page:
     def write(self, path: Path) -> None:
         """Write the page; its name is there when it is complete."""
         with whole_file(path) as part:
-            part.write_text(self.html(), encoding="utf-8")
+            part.write_text(self.html(), encoding="utf-8", errors="backslashreplace")
 
 
 def _policy() -> str:

@@ -49,7 +49,8 @@ class Plane:
 
     def __add__(self, other: "Plane") -> "Plane":
         """Sum of planes about the same position."""
-        if any(self.slope) and any(other.slope) and not np.allclose(self.centre, other.centre, rtol=0, atol=_SAME):
+        apart = (np.subtract(self.centre, other.centre) + 180) % 360 - 180
+        if any(self.slope) and any(other.slope) and not np.allclose(apart, 0, rtol=0, atol=_SAME):
             raise ValueError(f"planes about {self.centre} and {other.centre} cannot be added")
         slope = (self.slope[0] + other.slope[0], self.slope[1] + other.slope[1])
         return Plane(self.level + other.level, slope, self.centre if any(self.slope) else other.centre)

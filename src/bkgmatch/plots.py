@@ -127,7 +127,7 @@ def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def _stem(name: str) -> str:
-    return name.replace(".fits", "").replace("[", "_").replace("]", "")
+    return Path(name).name.replace(".fits", "").replace("[", "_").replace("]", "")
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

@@ -13,12 +13,13 @@ from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
+from bkgmatch.paths import begins_with, is_there, located
 from bkgmatch.saved import made_by, opened_table
 from bkgmatch.spectra import SpectralMatch
 from bkgmatch.written import check_folder, whole_files
 
 __all__ = [
-    "check_table",
+    "check_tables",
     "exposure_table",
     "image_table",
     "level_pair_table",
@@ -321,9 +322,9 @@ def pairs_path(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}_pairs{path.suffix}")
 
 
-def check_table(path: str | Path) -> None:
+def check_tables(path: str | Path) -> None:
     """
-    Check that tables can be saved, before they are made.
+    Check where tables would be saved.
 
     Parameters
     ----------
@@ -333,21 +334,20 @@ def check_table(path: str | Path) -> None:
     Raises
     ------
     FileNotFoundError
-        If its folder does not exist.
+        If the folder does not exist.
     NotADirectoryError, PermissionError
-        If nothing can be written there.
+        If nothing may be written there.
     ValueError
-        If it, or that of the pairs, would replace something that is no table.
+        If it, or that of the pairs, would replace a folder or something that is no table.
     """
-    table = Path(path)
-    if not table.resolve().parent.is_dir():
+    if not located(path).parent.is_dir():
         raise FileNotFoundError(f"the folder of save_table={path} does not exist; make it first")
-    if table.is_dir():
-        raise ValueError(f"save_table={path} is a folder; name a file in it")
-    check_folder(table.absolute().parent)
-    for one in (table, pairs_path(table)):
-        if one.exists() and not (one.is_file() and one.read_bytes()[:8].startswith(b"# %ECSV")):
-            raise ValueError(f"save_table={path}: {one} exists and is no table of bkgmatch; choose another name")
+    check_folder(Path(path).absolute().parent)
+    for table in (Path(path), pairs_path(path)):
+        if table.is_dir():
+            raise ValueError(f"save_table={table} is a folder; name a file in it")
+        if is_there(table) and not begins_with(table, b"# %ECSV"):
+            raise ValueError(f"save_table={table} exists and is no table of bkgmatch; choose another name")
 
 
 def save_tables(path: str | Path, exposures: Table, pairs: Table | None = None) -> None:
@@ -402,7 +402,7 @@ def read_tables(path: str | Path) -> tuple[Table, Table | None]:
         if missing:
             raise ValueError(f"there is no column {missing[0]}")
     beside = pairs_path(path)
-    if step == "ImageForImageStep" or not beside.exists():  # it has no pairs: those are of an earlier table
+    if step == "ImageForImageStep" or not is_there(beside):  # it has no pairs: those are of an earlier table
         return exposures, None
     with opened_table(beside, "pairs") as pairs:
         return exposures, pairs

@@ -40,6 +40,11 @@ def check_reference(exposures: Sequence[Exposure], reference: str) -> None:
             "reference='background' needs dedicated background exposures, with times: members of exptype "
             "'background' in the association; or choose another reference"
         )
+    if reference == "background" and all(e.time is None for e in exposures if not e.is_background):
+        raise ValueError(
+            f"reference='background' needs the times of the exposures; {names[0]} and the others have none: choose "
+            "another reference"
+        )
 
 
 def tile_names(exposures: Sequence[Exposure]) -> list[str]:

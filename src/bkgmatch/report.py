@@ -13,6 +13,7 @@ from astropy.table import Table
 from bkgmatch import report_figures as draw
 from bkgmatch.footprints import gnomonic, position, unit_vectors
 from bkgmatch.page import MARK, Page, definitions, figure, figures, paragraph, table
+from bkgmatch.paths import begins_with, is_there
 from bkgmatch.planes import ARCSEC, Plane, tangent_axes
 from bkgmatch.quicklook import Look, Picture, common_part, fields_of, mosaics
 from bkgmatch.report_figures import LARGEST_PULL, Curve, SkyMap, check_matplotlib, short_names, sky_map
@@ -102,7 +103,7 @@ def check_page(path: Path) -> None:
     check_matplotlib()
     if path.is_dir():
         raise ValueError(f"the report {path} is a folder; choose another name")
-    if path.exists() and not path.read_bytes().startswith(MARK.encode()):
+    if is_there(path) and not begins_with(path, MARK.encode()):
         raise ValueError(f"{path} exists and is no report of bkgmatch; remove it, or choose another name")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Row, Table
 
-from bkgmatch.images import FitsImage, check_distinct, read_plane
+from bkgmatch.images import FitsImage, check_distinct, naming, read_plane
+from bkgmatch.paths import is_there, located
 from bkgmatch.quicklook import Look, look_at, side_for
 from bkgmatch.record import read_tables
 from bkgmatch.report import Shown, check_page, corrected, page_beside, write_report
@@ -51,9 +52,9 @@ def report_files(
     exposures, pairs = read_tables(table)
     page = page or page_beside(table)
     check_page(page)
-    if page.exists() and not files:
+    if is_there(page) and not files:
         raise ValueError(f"{page} exists, and may have pictures; give the exposures, or another name with --out")
-    if not page.resolve().parent.is_dir():
+    if not located(page).parent.is_dir():
         raise FileNotFoundError(f"the folder of {page} does not exist; make it first")
     shown = _shown(exposures, files, stem) if files else []
     write_report(page, exposures, pairs, shown=shown, facts={"table": str(table), "files": len(files)})
@@ -71,11 +72,16 @@ def _shown(exposures: Table, files: Sequence[Path], stem: Callable[[str], str]) 
             "report=true"
         )
     rows = [_row_of(exposures, path, stem) for path in files]
-    headers = [fits.getheader(path) for path in files]
-    for path, header in zip(files, headers, strict=True):
-        _check_state(path, header, is_sky=step == "SkyMatchStep")
+    headers = [_header(path, is_sky=step == "SkyMatchStep") for path in files]
     most = side_for(len(files))
     return [_shown_file(*of, most) for of in zip(files, headers, rows, strict=True)]
+
+
+def _header(path: Path, *, is_sky: bool) -> fits.Header:
+    with naming(path):
+        header = fits.getheader(path)
+        _check_state(path, header, is_sky=is_sky)
+        return header
 
 
 def _check_state(path: Path, header: fits.Header, *, is_sky: bool) -> None:
@@ -85,9 +91,10 @@ def _check_state(path: Path, header: fits.Header, *, is_sky: bool) -> None:
 
 
 def _shown_file(path: Path, header: fits.Header, row: Row, most: int) -> Shown:
-    image = FitsImage.open(path)
-    look = look_at(image.exposure(), most)
-    look = replace(look, image=_as_it_came(look, image, header, is_plane="slope_east" in row.colnames))
+    with naming(path):
+        image = FitsImage.open(path)
+        look = look_at(image.exposure(), most)
+        look = replace(look, image=_as_it_came(look, image, header, is_plane="slope_east" in row.colnames))
     return Shown(str(row["name"]), look, corrected(look, dict(zip(row.colnames, row, strict=True))))
 
 

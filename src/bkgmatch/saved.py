@@ -4,13 +4,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, isinf
 from pathlib import Path
 from typing import NamedTuple
 
 from astropy.table import Row, Table
 
 from bkgmatch.images import same_unit
+from bkgmatch.paths import is_there
 from bkgmatch.planes import Plane
 from bkgmatch.reasons import reason
 
@@ -196,7 +197,7 @@ def read_sky_levels(path: str | Path) -> SavedLevels:
 @contextmanager
 def opened_table(path: str | Path, what: str) -> Iterator[Table]:
     """Open a saved table of exposures; FileNotFoundError or ValueError if it is none, or what is done with it fails."""
-    if not Path(path).exists():
+    if not is_there(path):
         raise FileNotFoundError(f"the table {path} does not exist")
     try:
         yield Table.read(path, format="ascii.ecsv")
@@ -227,6 +228,8 @@ def same_exposure(name: str, names: Iterable[str], stem: Callable[[str], str]) -
 
 def _level(row: Row, has_planes: bool) -> SavedLevel:
     plane = Plane(float(row["level"]))
+    if isinf(plane.level):
+        raise ValueError(f"the level of {row['name']} is infinite")
     if has_planes and isfinite(plane.level):
         east, north, ra, dec = (float(row[name]) for name in ("slope_east", "slope_north", "ra", "dec"))
         if not all(map(isfinite, (east, north, ra, dec))):

@@ -66,7 +66,9 @@ def solve_differences(
         found = measured.sums
         sums.append(found._replace(first=members[found.first], second=members[found.second]))
     pairs = join_sums(sums, 1)
-    weights = pairs.npix / pairs.normal[:, 0, 0] if options.weights == "npix" else np.ones(len(pairs.first))
+    likely = pairs.normal[:, 0, 0]
+    weights = pairs.npix / likely if options.weights == "npix" else np.ones(len(likely))
+    full_weight = pairs.npix if options.weights == "npix" else likely * factor**2
     nothing = np.zeros(n, dtype=bool)
     member = np.zeros(n_groups, dtype=int)
     member[units] = np.arange(n)
@@ -76,7 +78,7 @@ def solve_differences(
     result = Solution(
         solution.coefficients[member] / factor, solution.covariance[member] / factor**2, solution.component[member]
     )
-    return _in_order(result), _offsets(pairs, sigma, solution.trust, weights, by_name, factor)
+    return _in_order(result), _offsets(pairs, sigma, solution.trust, full_weight, by_name, factor)
 
 
 def _within_limits(exposure: Exposure, options: SkyMatchOptions) -> Exposure:
@@ -109,13 +111,12 @@ def _offsets(
     pairs: PairSums,
     sigma: np.ndarray,
     trust: np.ndarray,
-    weights: np.ndarray,
+    full_weight: np.ndarray,
     place_of: np.ndarray,
     factor: float,
 ) -> Offsets:
     error = pairs.noise(sigma) / factor
     one, two = place_of[pairs.first], place_of[pairs.second]
-    full = weights * pairs.normal[:, 0, 0] * factor**2
     count = len(one)
     return Offsets(
         first=np.minimum(one, two),
@@ -123,8 +124,8 @@ def _offsets(
         offset=np.where(one < two, 1, -1) * pairs.offset() / factor,
         sigma=error,
         npix=np.rint(pairs.npix).astype(int),
-        full_weight=full,
-        weight=trust * full,
+        full_weight=full_weight,
+        weight=trust * full_weight,
         loading=sparse.eye_array(count).tocsr(),
         scatter=sparse.diags_array(error**2, shape=(count, count)).tocsr(),
     )

@@ -16,7 +16,9 @@ __all__ = ["SkyLevels", "SkyStatistic"]
 _KERNEL_PER_BINWIDTH = 5.0
 _GRID_PER_KERNEL = 12
 _FEWEST_PAIRS = 50
+_MOST_SIGMA = 1e12  # instead of infinity, which times a spread of zero is no number
 _EDGES = 0.25
+_MOST = 1e7  # no sky, and no star, is so many times its typical value
 
 
 class SkyLevels(NamedTuple):
@@ -79,7 +81,8 @@ class SkyStatistic:
     The definitions are those of ``stsci.imagestats``, with two differences. The histogram of ``midpt`` has exactly
     the bin width that is asked for. ``mode`` is the peak of the distribution smoothed by a Gaussian of 5
     ``binwidth`` (0.5 standard deviations by default), which finds the most frequent value some ten times more
-    precisely than three bins do.
+    precisely than three bins do. Clipping starts from what is within 1e7 times the typical value and scatter: damaged
+    pixels may have anything up to 1e38, from where five iterations do not come down.
 
     Standard errors are those of large samples (van der Vaart 1998, *Asymptotic Statistics*, chapter 5):
     ``std/sqrt(n)`` for the mean, enlarged where the clipping limits, which move with the mean, cut into the
@@ -179,14 +182,15 @@ class SkyStatistic:
         return SkyLevels(value, sigma, npix)
 
     def _clip(self, sets: BinnedSets) -> _Window:
-        window = _window(sets, np.full(len(sets), -np.inf), np.full(len(sets), np.inf))
+        most = _MOST * (1 + abs(sets.centre) / sets.scale) if self.nclip else np.inf
+        window = _window(sets, np.full(len(sets), -most), np.full(len(sets), most))
         for _ in range(self.nclip):
             before = window.n
             slack = 1e-9 * (1 + np.abs(window.mean))  # rounding must not cut off a spread of zero
             window = _window(
                 sets,
-                window.mean - self.lsigma * window.std - slack,
-                window.mean + self.usigma * window.std + slack,
+                window.mean - min(self.lsigma, _MOST_SIGMA) * window.std - slack,
+                window.mean + min(self.usigma, _MOST_SIGMA) * window.std + slack,
             )
             if np.array_equal(window.n, before):
                 break

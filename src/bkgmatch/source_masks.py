@@ -1,6 +1,6 @@
 """Find the sources of exposures of one detector in mosaics, and mask them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,6 +9,7 @@ from regions import SkyRegion
 
 from bkgmatch.detection import deviation, find_sources, flat_mosaic, local_noise
 from bkgmatch.execution import HERE, Work
+from bkgmatch.exposures import named
 from bkgmatch.image_stack import ImageStack
 from bkgmatch.masks import inside_regions
 from bkgmatch.mosaics import Canvas, Mosaic
@@ -74,12 +75,14 @@ def mask_sources(
     """
     numbers = stack.donors.serves.sum(axis=1)
     members = float(np.median(numbers[numbers > 0])) if numbers.any() else 0.0
-    covered = _covered(stack, guide.mask or guide.mosaic)
-    given = guide.mask if guide.mosaic is None else _in_given(guide.mosaic, options, members)
+    mosaic = guide.mosaic and _without_zeros(guide.mosaic)
+    covered = _covered(stack, guide.mask or mosaic)
+    given = guide.mask if mosaic is None else _in_given(mosaic, options, members)
     own: list[Mosaic] = []
     _paint(stack, guide, given, {})
     if guide.mask is None and members:
-        fields = Canvas.of([exposure.wcs for exposure in stack.exposures], stack.shape)
+        exposures = stack.exposures
+        fields = Canvas.of([e.wcs for e in exposures], stack.shape, [e.name for e in exposures])
         for number in range(options.maxiters - (given is not None)):
             find = partial(_in_mosaics, stack, fields, options, members, work)
             found = work.once(find, "masks", number, stack.exposures, options, guide)
@@ -115,10 +118,14 @@ def _settled(before: Sequence[Mosaic], after: Sequence[Mosaic]) -> bool:
     return changed < _SETTLED * sum(int(np.isfinite(new.image).sum()) for new in after)
 
 
+def _without_zeros(mosaic: Mosaic) -> Mosaic:
+    """Given mosaic, whose zeros are no data."""
+    return replace(mosaic, image=np.where(mosaic.image == 0, np.float32(np.nan), mosaic.image))
+
+
 def _in_given(mosaic: Mosaic, options: ImageForImageOptions, members: float) -> Mosaic:
-    """Mask of the sources of a given mosaic; zeros are no data."""
-    image = np.where(mosaic.image == 0, np.float32(np.nan), mosaic.image)
-    flat = flat_mosaic(image, options.bkg_boxsize)
+    """Mask of the sources of a given mosaic."""
+    flat = flat_mosaic(mosaic.image, options.bkg_boxsize)
     return _detected(replace(mosaic, image=flat), options, members, is_rough=True)
 
 
@@ -138,7 +145,8 @@ def _covered(stack: ImageStack, given: Mosaic | None) -> list[float]:
     covered = []
     for exposure, image in zip(stack.exposures, stack.images, strict=True):
         good = np.isfinite(image)
-        inside = np.isfinite(given.on_exposure(exposure.wcs, stack.shape))
+        with named(exposure.name):
+            inside = np.isfinite(given.on_exposure(exposure.wcs, stack.shape))
         covered.append(float(inside[good].mean()) if good.any() else np.nan)
         if covered[-1] == 0:
             raise ValueError(f"{given.name} does not cover {exposure.name}; give a mosaic of these exposures")
@@ -148,12 +156,17 @@ def _covered(stack: ImageStack, given: Mosaic | None) -> list[float]:
 def _paint(stack: ImageStack, guide: SourceGuide, given: Mosaic | None, own: dict[int, Mosaic]) -> None:
     """Mask the sources on each exposure: those of the given mosaic, of its own, and of regions."""
     for i, exposure in enumerate(stack.exposures):
-        on_source = np.zeros(stack.shape, dtype=bool)
-        for mask in (given, own.get(i)):
-            if mask is not None:
-                on_source |= np.abs(mask.on_exposure(exposure.wcs, stack.shape)) > 0
-        if guide.include:
-            on_source |= inside_regions(guide.include, exposure.wcs, stack.shape)
-        if guide.exclude:
-            on_source &= ~inside_regions(guide.exclude, exposure.wcs, stack.shape)
-        stack.sources[i] = on_source
+        masks = [mask for mask in (given, own.get(i)) if mask is not None]
+        with named(exposure.name):
+            stack.sources[i] = _on_source(exposure.wcs, stack.shape, guide, masks)
+
+
+def _on_source(wcs: Callable, shape: tuple[int, int], guide: SourceGuide, masks: Sequence[Mosaic]) -> np.ndarray:
+    on_source = np.zeros(shape, dtype=bool)
+    for mask in masks:
+        on_source |= np.abs(mask.on_exposure(wcs, shape)) > 0
+    if guide.include:
+        on_source |= inside_regions(guide.include, wcs, shape)
+    if guide.exclude:
+        on_source &= ~inside_regions(guide.exclude, wcs, shape)
+    return on_source

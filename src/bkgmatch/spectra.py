@@ -332,6 +332,7 @@ def _joined(names: Sequence[str], found: Sequence[tuple[np.ndarray, SpectralMatc
         component.append(np.where(match.component < 0, -1, match.component + shift))
         shift += int(match.component.max()) + 1
     pairs = [_pairs(match.pairs, members) for members, match in found]
+    loose = [some for match in matches for some in match.loose]
     arrays = {
         name: np.concatenate([getattr(match, name) for match in matches])[place]
         for name in ("refpoint", "coefficients", "errors", "level", "sigma", "npix", "bounded")
@@ -341,7 +342,7 @@ def _joined(names: Sequence[str], found: Sequence[tuple[np.ndarray, SpectralMatc
         degree=matches[0].degree,
         component=renumbered(np.concatenate(component)[place]),
         status=tuple(np.concatenate([match.status for match in matches])[place].tolist()),
-        loose=tuple(sum((match.loose for match in matches), ())[i] for i in place),
+        loose=tuple(loose[i] for i in place),
         pairs=PairResiduals(*(np.concatenate(part) for part in zip(*pairs, strict=True))),
         **arrays,
     )

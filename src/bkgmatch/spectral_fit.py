@@ -273,8 +273,8 @@ def _misfit(samples: Samples, state: State) -> float:
     """
     known = np.flatnonzero(samples.shared & (state.precision > 0))
     weight, residual = state.precision[known], residuals(samples, state, _LEAST_FREEDOM)[0][known]
-    key = samples.place[known] * samples.n + samples.exposure[known]
-    return max(1.0, float(np.sum(np.bincount(key, weight * residual) ** 2) / np.sum(weight)))
+    _, member = np.unique(samples.column[known], return_inverse=True)
+    return max(1.0, float(np.sum(np.bincount(member, weight * residual) ** 2) / np.sum(weight)))
 
 
 def _constraints(samples: Samples, trust: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

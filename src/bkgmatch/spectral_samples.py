@@ -162,6 +162,11 @@ class Samples:
         return np.unique(columns(self.number), return_inverse=True)[1][self.voxel]
 
     @cached_property
+    def column(self) -> np.ndarray:
+        """Place and exposure of each sample, as one number: ``place * n + exposure``."""
+        return self.place * self.n + self.exposure
+
+    @cached_property
     def shared(self) -> np.ndarray:
         """Whether several exposures see the voxel of each sample."""
         return (np.bincount(self.voxel) > 1)[self.voxel]

@@ -14,7 +14,7 @@ __all__ = ["State", "clipped_planes", "deviations", "measured", "residuals", "st
 _MEDIAN_OF_SQUARES = 0.4549  # of chi squared with one degree of freedom
 _ERROR_OF_MEDIAN = 2.34  # of n such values, relative, times sqrt(n)
 _LEAST_FREEDOM, _LEAST_TRUST = 1e-6, 0.1
-_LEAST_SHARE = 0.3  # of the typical factor: two exposures that agree exactly are twins, not without noise
+_LEAST_SHARE = 0.01  # of the largest factor: two exposures that agree exactly are twins, not without noise
 _LEAST_FACTOR = 1e-6
 _FEW = 3
 _SMOOTHING = 4  # voxels of wavelength to either side
@@ -149,8 +149,8 @@ def _factors(samples: Samples, squares: np.ndarray, known: np.ndarray, before: n
     entries = np.flatnonzero(known)
     exposures, _, (square,) = _medians(samples.exposure[entries], squares[entries])
     result[exposures] = square / _MEDIAN_OF_SQUARES
-    typical = np.median((result * before)[exposures]) if len(exposures) else 0.0
-    return np.maximum(result, np.maximum(_LEAST_FACTOR, _LEAST_SHARE * typical / before))
+    largest = (result * before)[exposures].max(initial=0.0)
+    return np.maximum(result, np.maximum(_LEAST_FACTOR, _LEAST_SHARE * largest / before))
 
 
 def _medians(group: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
@@ -168,21 +168,16 @@ def _lasting(samples: Samples, residual: np.ndarray, known: np.ndarray, noise: n
     number of wavelengths.
     """
     entries = np.flatnonzero(known)
-    place, exposure = samples.place[entries], samples.exposure[entries]
     n_places = int(samples.place.max()) + 1
-    key = place * samples.n + exposure
-
-    def total(values: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(key, values, n_places * samples.n).reshape(n_places, samples.n)
-
-    count = total()
+    columns, member = np.unique(samples.column[entries], return_inverse=True)
+    count = np.bincount(member, minlength=len(columns))
+    left, expected = (np.bincount(member, values[entries], len(columns)) for values in (residual, noise))
     enough = count > _FEW
-    count = np.where(enough, count, 1)
-    several = np.maximum(enough.sum(axis=1), 1)
-    chance = 2 * np.sqrt(2 / np.maximum(several - 1, 1))[:, None]
-    excess = (total(residual[entries]) / count) ** 2 - (1 + chance) * total(noise[entries]) / count**2
-    mean = np.where(enough, excess, 0).sum(axis=1) / several
-    length = np.where(enough, count, 0).sum(axis=1) / several
+    place, count = columns[enough] // samples.n, count[enough]
+    several = np.maximum(np.bincount(place, minlength=n_places), 1)
+    chance = 2 * np.sqrt(2 / np.maximum(several - 1, 1))[place]
+    excess = (left[enough] / count) ** 2 - (1 + chance) * expected[enough] / count**2
+    mean, length = (np.bincount(place, values, n_places) / several for values in (excess, count))
     return (np.maximum(mean, 0) * length)[samples.place]
 
 

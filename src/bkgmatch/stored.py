@@ -37,6 +37,10 @@ class StoredArray:
     dtype: str
     shape: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if np.dtype(self.dtype).hasobject:  # their bytes are addresses
+            raise ValueError(f"{self.path} is not to hold {self.dtype}: objects cannot be stored")
+
     def checksum(self) -> int:
         """
         Sum up the file.

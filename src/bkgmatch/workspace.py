@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
+from uuid import uuid4
 
 __all__ = ["WorkFolder", "ended_by_signals", "locked", "remove_folder"]
 
@@ -47,9 +48,12 @@ class WorkFolder:
         _remove_abandoned(place)
         lock = None
         while lock is None:
-            self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{socket.gethostname()}-", dir=place))
+            self.path = place / f"{_PREFIX}{socket.gethostname()}-{uuid4().hex[:16]}"
+            held: list[TextIO] = []
+            self._finalizer = weakref.finalize(self, _remove, self.path, held, os.getpid())
+            self.path.mkdir(mode=0o700)  # not before: a signal may come at any time
             lock = locked(self.path / _LOCK)
-        self._finalizer = weakref.finalize(self, _remove, self.path, lock, os.getpid())
+        held.append(lock)
 
     def __enter__(self) -> Path:
         return self.path
@@ -75,11 +79,12 @@ def locked(path: Path) -> TextIO | None:
     return None
 
 
-def _remove(path: Path, lock: TextIO, owner: int) -> None:
+def _remove(path: Path, held: list[TextIO], owner: int) -> None:
     if os.getpid() != owner:  # a forked child ends
         return
     remove_folder(path)
-    lock.close()
+    for lock in held:
+        lock.close()
 
 
 def remove_folder(path: Path) -> None:

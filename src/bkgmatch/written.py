@@ -1,10 +1,11 @@
 """Files that are written whole: they take their names when they are complete, or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from uuid import uuid4
 
 __all__ = ["NotWritten", "check_folder", "whole_file", "whole_files"]
 
@@ -67,15 +68,18 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _moved(folder: Path, what: str) -> Iterator[Path]:
+    parts = folder / f".bkgmatch-{uuid4().hex[:16]}"
     try:
-        with TemporaryDirectory(prefix=".bkgmatch-", dir=folder) as parts:
-            yield Path(parts)
-            for part in sorted(Path(parts).iterdir()):
-                os.replace(part, folder / part.name)
+        parts.mkdir(mode=0o700)
+        yield parts
+        for part in sorted(parts.iterdir()):
+            os.replace(part, folder / part.name)
     except NotWritten:
         raise
     except OSError as error:
         raise NotWritten(f"{what} cannot be written ({error}); make room there, or choose another folder") from error
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def check_folder(folder: str | Path) -> None:

@@ -368,14 +368,15 @@ class LevelWay(NamedTuple):
         scene = scene.with_fields(tile=[self.tile(name) for name in scene.names])
         with untouched(*scene.arrays()):
             found = match_levels(scene.exposures(), self.options)
-        checked(found.status, np.column_stack([found.level, found.slope]), found.sigma[:, None])
+        plain = np.column_stack([found.level, found.slope]), np.column_stack([found.sigma, found.slope_sigma])
+        checked(found.status, *plain)
         pairs = zip(scene.pointings, found.centre, strict=True)
         turns = np.array(
             [np.array(p.place)[:2] @ sky_axes(*centre)[:2].T for p, centre in pairs]
         )  # from the sky's axes
         values = np.column_stack([found.level, np.einsum("nab,nb->na", turns, found.slope)])
         slopes = np.einsum("nab,nbc,nac->na", turns, found.covariance[:, 1:, 1:], turns)
-        sigma = np.sqrt(np.column_stack([found.covariance[:, 0, 0], slopes]))
+        sigma = np.column_stack([found.sigma, np.sqrt(np.maximum(slopes, 0))])
         return Fit(found.status, found.component, values, sigma, found)
 
 

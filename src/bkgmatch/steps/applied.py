@@ -9,7 +9,7 @@ from astropy.io import fits
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
-from bkgmatch.images import FitsImage, check_copies, is_jwst, read_plane, write_copies
+from bkgmatch.images import FitsImage, check_copies, is_jwst, naming, read_plane, write_copies, writing
 from bkgmatch.saved import SavedLevel, SavedLevels, subtracted_before
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.library import is_earlier_matched, stem
@@ -54,15 +54,17 @@ def _copy_of_model(file: Path, saved: SavedLevels) -> Callable[[Path], object]:
     """Check an exposure, and return what writes its copy into a folder."""
     name = saved.name_of(file.name, stem)
     record = _record(saved, name, file)
-    with read_file(file, datamodels.open) as model:
+    with read_file(file, datamodels.open) as model, naming(file):
         _check_model(model, file, name, saved)
         if isinstance(record, PlaneRecord):
             record.check(model)
 
     def write(folder: Path) -> None:
         with read_file(file, datamodels.open) as model:
-            record.apply(model)
-            model.save(folder / file.name)
+            with naming(file):
+                record.apply(model)
+            with writing(file):
+                model.save(folder / file.name)
 
     return write
 
@@ -82,7 +84,7 @@ def _copy_of_image(file: Path, saved: SavedLevels) -> Callable[[Path], object]:
         raise ValueError(f"{file} is no JWST exposure; to those only tables of 'bkgmatch level' can be applied")
     plane, sigma, _ = _known(saved, saved.name_of(file.name, str), file)
     saved.check(str(file), file.name, unit=image.unit, is_matched=False)
-    with fits.open(file) as hdus:
+    with naming(file), fits.open(file) as hdus:
         if read_plane(hdus[0].header, file):
             raise ValueError(subtracted_before(file))
     return partial(image.write, plane=plane, sigma=sigma)

@@ -15,7 +15,8 @@ from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
 from stdatamodels.jwst.datamodels import JwstDataModel
 
-from bkgmatch.associations import HEAD, association, write_association
+from bkgmatch.associations import HEAD, association, check_product, write_association
+from bkgmatch.images import writing
 from bkgmatch.journal import Journal
 from bkgmatch.progress import Times, stage
 from bkgmatch.reasons import reason
@@ -82,11 +83,13 @@ class BackgroundStep(OptionalCrds, Step):
             log.warning("The report %s could not be written: %s", self._page, reason(error))
 
     def plan_report(self, models: ModelLibrary | ModelContainer) -> None:
-        """Check that the page can be written, if one is wanted."""
-        if not self.report:
-            return
+        """Check that the page can be written, if one is wanted, and names of files can be made of the product's."""
         given = models.asn if isinstance(models, ModelLibrary) else models.asn_table
         self._product = given["products"][0].get("name") or "exposures"
+        if self.report or self.save_results or self.output_file:
+            check_product(self._product)
+        if not self.report:
+            return
         page = self.make_output_path(basepath=self._product, suffix=f"{self.suffix}_report", ext="html")
         self._page = page_beside(self.save_table) if self.save_table else Path(page)
         check_page(self._page)
@@ -110,7 +113,8 @@ class BackgroundStep(OptionalCrds, Step):
     def save_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Save models as jwst's steps do, and with a set of them an association that the next command takes."""
         is_set = isinstance(model, ModelLibrary | ModelContainer)
-        with stage("saving"):
+        named = nullcontext() if is_set else writing(getattr(model.meta, "filename", None) or "model")
+        with stage("saving"), named:
             saved = super().save_model(model if is_set else _Whole(model), *args, **kwargs)
             if saved and is_set:
                 self._associate(model, [Path(file) for file in saved])
@@ -119,13 +123,13 @@ class BackgroundStep(OptionalCrds, Step):
     def _associate(self, models: ModelLibrary | ModelContainer, files: list[Path]) -> None:
         given = models.asn if isinstance(models, ModelLibrary) else models.asn_table
         members = _members(models)
-        if any(member["expname"].endswith("_rate.fits") for member in members):
+        if any(member.get("expname", "").endswith("_rate.fits") for member in members):
             return  # calwebb_image2 comes next, which takes exposure by exposure
         made = association(
             given["products"][0].get("name") or "exposures",
             [member | {"expname": file.name} for member, file in zip(members, files, strict=True)],
             kind=self.association_type,
-            **{key: given[key] for key in HEAD if given.get(key)},
+            **{key: given[key] for key in HEAD if given.get(key) and isinstance(given[key], str | int)},
         )
         path = files[0].with_name(f"{made['products'][0]['name']}_{self.suffix}_asn.json")
         write_association(made, path)

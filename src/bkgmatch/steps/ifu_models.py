@@ -16,7 +16,7 @@ from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import SpectralExposure, SpectralPixels
-from bkgmatch.images import common_unit
+from bkgmatch.images import common_unit, naming, writing
 from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.steps.inputs import (
     check_inputs,
@@ -251,16 +251,20 @@ class IFUModels:
     def use(self, index: int, function: Callable[[JwstDataModel], Any], *, modify: bool = False) -> Any:
         """Look at one model, or change it."""
         if isinstance(self._models, ModelContainer):
-            return function(self._models[index])
+            model = self._models[index]
+            with naming(model.meta.filename or "model"):
+                return function(model)
+        member = self._models.asn["products"][0]["members"][index]["expname"]
         try:
             model = self._models.borrow(index)
         except Exception as error:  # astropy, asdf and the models raise many kinds
-            member = self._models.asn["products"][0]["members"][index]["expname"]
             raise ValueError(unreadable(member, error)) from error
         try:
-            return function(model)
+            with naming(member):
+                return function(model)
         finally:
-            self._models.shelve(model, index, modify=modify)
+            with writing(member):
+                self._models.shelve(model, index, modify=modify)
 
     def _backgrounds(self) -> set[int]:
         """Members of the association that are not science."""

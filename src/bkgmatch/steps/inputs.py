@@ -1,11 +1,14 @@
 """What a step is given: checked, then opened as a library, with errors that name the file."""
 
 import gc
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
@@ -13,9 +16,10 @@ from stcal.multiprocessing import compute_num_cores
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
-from bkgmatch.images import check_listed_once
+from bkgmatch.images import check_listed_once, naming
+from bkgmatch.paths import is_there, located
 from bkgmatch.reasons import reason
-from bkgmatch.record import check_table
+from bkgmatch.record import check_tables
 from bkgmatch.steps.streamed import StreamedLibrary
 from bkgmatch.written import check_folder
 
@@ -64,7 +68,7 @@ def check_inputs(init: Any) -> list[Path]:
     """
     files = input_files(init)
     check_listed_once(files)
-    missing = [str(f) for f in files if not f.exists()]
+    missing = [str(f) for f in files if not is_there(f)]
     if missing:
         raise FileNotFoundError(f"{len(missing)} of {len(files)} inputs do not exist: {', '.join(missing[:5])}")
     return [] if _has_models(init) else files
@@ -94,12 +98,12 @@ def check_outputs(step: Step, files: list[Path], given: Any = None) -> None:
         replace each other.
     """
     if step.save_table:
-        check_table(step.save_table)
+        check_tables(step.save_table)
     if step.save_results:
         check_folder(Path(step.make_output_path(basepath="any.fits")).parent)
     _check_results(step, [file.name for file in files], files)
     if step.save_results and is_association(given) and not isinstance(given, dict):
-        path, folder = Path(given).resolve(), Path(step.make_output_path(basepath="any.fits")).resolve().parent
+        path, folder = located(given), located(step.make_output_path(basepath="any.fits")).parent
         if path.parent == folder and path.name.endswith(f"_{step.suffix}_asn.json"):
             raise ValueError(
                 f"the association of the results might overwrite {given}; set output_dir or another suffix"
@@ -136,7 +140,7 @@ def _check_results(step: Step, names: Sequence[str], files: Sequence[Path]) -> N
     kept = {*files, *step.kept_files()}
     results: dict[Path, str] = {}
     for name in names if step.save_results else []:
-        path = Path(step.make_output_path(basepath=name)).resolve()
+        path = located(step.make_output_path(basepath=name))
         if path in results:
             raise ValueError(
                 f"the results of {results[path]} and of {name} would replace each other ({path.name}): rename them"
@@ -230,6 +234,7 @@ def number_of_cores(maximum_cores: str, most: int) -> int:
     ValueError
         If it is something else.
     """
+    maximum_cores = str(maximum_cores)  # None, too
     known = maximum_cores.lower() in ("none", "one", "quarter", "half", "all")
     if not (known or (maximum_cores.isdecimal() and int(maximum_cores) > 0)):
         raise ValueError(f"maximum_cores={maximum_cores!r}: use none, quarter, half, all, or a number")
@@ -299,7 +304,7 @@ def _files_of(models: ModelLibrary | ModelContainer) -> list[Path]:
     else:
         return []
     members = association["products"][0]["members"]
-    return [(folder / member["expname"]).resolve() for member in members] if folder.is_dir() else []
+    return [located(folder / member["expname"]) for member in members] if folder.is_dir() else []
 
 
 def _open_association(
@@ -366,10 +371,8 @@ def use_file(path: Path, use: Callable[[JwstDataModel], Any]) -> Any:
         If the file cannot be read, with its name.
     """
     try:
-        with read_file(path, datamodels.open) as model:
+        with read_file(path, datamodels.open) as model, naming(path):
             return use(model)
-    except (OSError, TypeError) as error:  # arrays are read late
-        raise ValueError(unreadable(path, error)) from error
     finally:
         gc.collect()  # closed models refer to themselves
 
@@ -382,30 +385,53 @@ def unreadable(file: str | Path, error: Exception) -> str:
 def input_files(init: Any) -> list[Path]:
     """Files that a step or pipeline is given: those listed, or the members of the association."""
     if isinstance(init, list | tuple):
-        return [Path(member).resolve() for member in init if isinstance(member, str | Path)]
+        return [located(member) for member in init if isinstance(member, str | Path)]
     if isinstance(init, dict):
         return _members(init, Path.cwd(), "the association")
     if not isinstance(init, str | Path):
         return []
     if not is_association(init):
-        return [Path(init).resolve()]
-    if not Path(init).exists():
+        return [located(init)]
+    if not is_there(init):
         raise FileNotFoundError(f"the association {init} does not exist")
     try:
+        _check_depth(Path(init))
         association = ModelLibrary._load_asn(init)
     except Exception as error:  # whatever the association's reader raises
-        raise ValueError(f"the association {init} cannot be read: {reason(error)}") from error
-    return _members(association, Path(init).resolve().parent, f"the association {init}")
+        raise ValueError(
+            f"the association {init} cannot be read ({reason(error)}); make one with "
+            "'bkgmatch asn *_cal.fits --product mosaic'"
+        ) from error
+    return _members(association, located(init).parent, f"the association {init}")
+
+
+def _check_depth(path: Path) -> None:
+    """Raise RecursionError for an association nested too deeply, which jwst would try to read as YAML for hours."""
+    with suppress(ValueError):
+        json.loads(path.read_bytes())
 
 
 def _members(association: dict, folder: Path, name: str) -> list[Path]:
     try:
-        members = [(folder / member["expname"]).resolve() for member in association["products"][0]["members"]]
+        members = list(association["products"][0]["members"])
+        files = [located(folder / member["expname"]) for member in members]
     except (LookupError, TypeError) as error:
         raise ValueError(f"{name} has no product with members that have an expname ({reason(error)})") from error
     if not members:
         raise ValueError(f"{name} has no members; list the exposures in its first product")
-    return members
+    for member in members:
+        _check_member(member, name)
+    return files
+
+
+def _check_member(member: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError if jwst's library cannot use a member of an association, or would look for it elsewhere."""
+    wrong = [key for key in ("exptype", "group_id") if not isinstance(member.get(key, key), str | int)]
+    if wrong or not member.get("exptype"):
+        key = wrong[0] if wrong else "exptype"
+        raise ValueError(f"{name}: {key} of {member['expname']} is {member.get(key)!r}; give a word, such as science")
+    if urlparse(str(member["expname"])).scheme:
+        raise ValueError(f"{name}: {member['expname']} is taken for an address, as it has a colon; rename the file")
 
 
 def is_association(init: Any) -> bool:

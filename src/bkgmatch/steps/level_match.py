@@ -15,6 +15,7 @@ from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.level_story import story
 from bkgmatch.levels import LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
+from bkgmatch.paths import is_there, located
 from bkgmatch.pictures import pictures_of_levels
 from bkgmatch.plots import PairPlots, check_plots
 from bkgmatch.progress import stage
@@ -85,7 +86,7 @@ class LevelMatchStep(BackgroundStep):
 
     def kept_files(self) -> list[Path]:
         """Files that results must not replace: those that are fixed."""
-        return [Path(name).resolve() for name in self.fixed or [] if Path(name).is_file()]
+        return [located(name) for name in self.fixed or [] if Path(name).is_file()]
 
     def process(self, *inputs: Any) -> ModelLibrary:
         """
@@ -181,13 +182,13 @@ class LevelMatchStep(BackgroundStep):
 def _held(given: str, names: list[str], files: list[Path]) -> str | None:
     """Name of the exposure that is fixed, None for a file of another image; ValueError if it is another file of one."""
     path, name = Path(given), full_name(given, (), names)
-    if path.is_file() and path.resolve() in files:
-        return names[files.index(path.resolve())]
+    if path.is_file() and located(path) in files:
+        return names[files.index(located(path))]
     is_of_models = not files and path.name in names  # they may have been opened from it
     if path.is_file() and name in names and name != given and not is_of_models:
         raise ValueError(
             f"fixed={given} is another file of {name}, which is among the exposures; leave one of them out"
         )
-    if name not in names and not path.exists():
+    if name not in names and not is_there(path):
         raise FileNotFoundError(f"fixed={given} is neither one of the exposures ({names[0]}, ...) nor a file")
     return name if name in names else None

@@ -19,7 +19,7 @@ from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import Exposure, Pixels
-from bkgmatch.images import common_unit
+from bkgmatch.images import common_unit, naming, writing
 from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
 from bkgmatch.saved import SavedLevels, same_exposure, without_suffix
@@ -49,6 +49,7 @@ def stem(name: str) -> str:
 
 def full_name(given: str, policies: Sequence[str], names: Sequence[str]) -> str:
     """Name of the exposure that is meant, with or without suffix and extension; or the policy."""
+    given = str(given)  # None, too
     if given.lower() in policies:
         return given.lower()
     return same_exposure(given, names, stem) or given
@@ -255,11 +256,11 @@ class LibraryExposures:
         except Exception as error:  # astropy, asdf and the models raise many kinds
             raise ValueError(unreadable(self._member(index), error)) from error
         try:
-            return use(model)
-        except (OSError, TypeError) as error:  # arrays are read late
-            raise ValueError(unreadable(self._member(index), error)) from error
+            with naming(self._member(index)):
+                return use(model)
         finally:
-            self._library.shelve(model, index, modify=modify)
+            with writing(self._member(index)):
+                self._library.shelve(model, index, modify=modify)
 
     def _member(self, index: int) -> str:
         return str(self._library.asn["products"][0]["members"][index]["expname"])
@@ -307,7 +308,8 @@ def _good_pixels(arrays: _Arrays, rules: _Rules, wcs: Callable) -> Pixels:
         good &= region_mask(rules.regions, wcs, data.shape)
     if err is not None and err.shape != data.shape:
         raise ValueError(f"{rules.name}: ERR has shape {err.shape}, SCI has {data.shape}")
-    return Pixels(data, good, None if err is None else np.square(err))
+    with np.errstate(over="ignore"):  # an infinite variance is not used
+        return Pixels(data, good, None if err is None else np.square(err))
 
 
 def _know(model: JwstDataModel, *, subtract: bool | None, find_wcs: Callable, look: Callable, pack: bool) -> _Known:

@@ -10,7 +10,7 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import add_variance, remove_variance, shift
-from bkgmatch.images import FitsImage, check_copies, is_jwst, write_copies
+from bkgmatch.images import FitsImage, check_copies, is_jwst, naming, write_copies, writing
 from bkgmatch.steps.background_files import find_background, undo_background
 from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
@@ -140,16 +140,18 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
 
 def _undo_model(file: Path) -> Callable[[Path], bool]:
     """Check an exposure, and return what writes its copy into a folder."""
-    with _open_image(file) as model:
+    with _open_image(file) as model, naming(file):
         if "COMPLETE" in (model.meta.cal_step.resample, model.meta.cal_step.cube_build):
             raise ValueError(f"{file} is a mosaic or a cube; give the exposures that it was made of")
         _check_records(model, file.parent)
 
     def write(folder: Path) -> bool:
         with _open_image(file) as model:
-            undone = undo(model, file.parent)
-            model.save(folder / file.name)
-            return undone
+            with naming(file):
+                undone = undo(model, file.parent)
+            with writing(file):
+                model.save(folder / file.name)
+        return undone
 
     return write
 

@@ -3,7 +3,6 @@
 import pickle
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -13,10 +12,11 @@ __all__ = ["PackedWcs"]
 _UNPACKED = 8  # a few threads, each with one
 
 
-@dataclass(frozen=True)
 class PackedWcs:
     """
     A function of pixels, as compressed bytes: some 30 kB for the gwcs of an exposure, which takes 750 kB.
+
+    It is no dataclass, so that no journal can hold one: what is unpickled must come from this run.
 
     Parameters
     ----------
@@ -24,7 +24,8 @@ class PackedWcs:
         The bytes, made by this process or its cluster's client.
     """
 
-    packed: bytes
+    def __init__(self, packed: bytes) -> None:
+        self.packed = packed
 
     @classmethod
     def of(cls, wcs: Callable) -> "PackedWcs":

@@ -11,6 +11,7 @@ from jwst.datamodels import ModelLibrary
 
 from bkgmatch.match import NO_PIXELS, match_skies
 from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptions
+from bkgmatch.paths import is_there
 from bkgmatch.pictures import pictures_of_levels
 from bkgmatch.progress import stage
 from bkgmatch.record import exposure_table, pair_table, save_tables
@@ -196,9 +197,11 @@ def _read_skylist(path: str) -> dict[str, tuple[float, float]]:
     """Read lines of name and level; ValueError names the line that cannot be used."""
     levels: dict[str, tuple[float, float]] = {}
     try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise FileNotFoundError(f"cannot read the skylist {path}: {error}") from error
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines() if is_there(path) else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the skylist {path}: {error}") from error
+    if lines is None:
+        raise FileNotFoundError(f"the skylist {path} does not exist")
     for number, line in enumerate(lines, start=1):
         words = line.partition("#")[0].split()
         if not words:
