@@ -689,7 +689,6 @@ MUTANTS = [
             "return replace(other, lyot=lyot)",
         ),
         tests="level_step::test_lyot_field_of_unsplit_files "
-        "level_step::test_what_is_subtracted_stays_on_record_when_levels_are_only_recorded "
         "level_step::test_new_data_join_matched_ones",
     ),
     *_bugs(
