@@ -184,15 +184,6 @@ def test_no_file_is_replaced_by_a_parameter_file(tmp_path, capsys):
     assert mine.read_text() == "edited by hand"
 
 
-@pytest.mark.parametrize("victim", ["levels.ecsv", "notes.txt"])
-def test_a_skylist_replaces_nothing(matched, tmp_path, capsys, victim):
-    (tmp_path / "notes.txt").write_text("mine\n")
-    before = digest([tmp_path / victim])
-    assert main(["skylist", str(tmp_path / "levels.ecsv"), "--out", str(tmp_path / victim)]) == 1
-    assert f"{victim} exists" in capsys.readouterr().err
-    assert digest([tmp_path / victim]) == before
-
-
 def test_results_of_a_container_never_replace_its_files(matched, tmp_path):
     *_, files = matched
     asn = next((tmp_path / "matched").glob("*_asn.json"))

@@ -433,16 +433,6 @@ def test_an_image_that_overlaps_nothing(tmp_path, capsys):
     np.testing.assert_allclose(apart(removed(files[:2], tmp_path / "out")), (0, 2), atol=NEAR)
 
 
-@pytest.mark.parametrize("name", ["a.fits", "table.ecsv"])
-def test_tables_replace_nothing_else(tmp_path, capsys, name):
-    """An input, or what has the name of the table of pairs."""
-    files = write(tmp_path / "in")
-    (tmp_path / "in" / "table_pairs.ecsv").write_text("mine\n")
-    before = digest([*files, tmp_path / "in" / "table_pairs.ecsv"])
-    has(refused(tmp_path, capsys, *files, "--save_table", tmp_path / "in" / name), name, "is no table of bkgmatch")
-    assert digest([*files, tmp_path / "in" / "table_pairs.ecsv"]) == before
-
-
 def test_levels_of_matched_images_are_relative(tmp_path, capsys):
     """A table says so, and is not applied to images as they came."""
     files = write(tmp_path / "in")

@@ -137,15 +137,16 @@ def check_opened(step: Step, models: ModelLibrary | ModelContainer) -> None:
 
 def _check_results(step: Step, names: Sequence[str], files: Sequence[Path]) -> None:
     """Raise ValueError if results of exposures with these names would replace each other, or a file that is used."""
-    kept = {*files, *step.kept_files()}
+    kept, by_name = {*files, *step.kept_files()}, {file.name: file for file in files}
     results: dict[Path, str] = {}
     for name in names if step.save_results else []:
-        path = located(step.make_output_path(basepath=name))
+        given = Path(step.make_output_path(basepath=name))
+        path = located(given.parent) / given.name  # a link of that name is replaced, not what it leads to
         if path in results:
             raise ValueError(
                 f"the results of {results[path]} and of {name} would replace each other ({path.name}): rename them"
             )
-        if path in kept:
+        if path in kept or located(path) == by_name.get(name):
             raise ValueError(f"the result would overwrite the input {path}; set output_dir or another suffix")
         results[path] = name
 
