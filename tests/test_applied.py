@@ -14,6 +14,8 @@ from test_image_files import write as write_images
 
 from bkgmatch import LevelMatchStep, SkyMatchStep
 from bkgmatch.cli import main
+from bkgmatch.steps.cards import card
+from bkgmatch.steps.models import undo
 from bkgmatch.steps.plane_record import read_record
 
 LEVELS = (10.0, 14.0, 11.5)
@@ -250,3 +252,72 @@ def test_tables_of_levels_relative_to_others(files, tmp_path, capsys):
     assert main(["report", str(table), *map(str, skies), "--out", str(tmp_path / "page.html")]) == 1
     assert "relative to earlier ones" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
+
+
+def test_the_step_refuses_what_the_command_refuses(files, tmp_path, capsys):
+    """With apply_table: levels of a table of another unit, relative levels, and any after another step's."""
+    tables = {name: tmp_path / f"{name}.ecsv" for name in ("relative", "unit")}
+    rows = Table.read(tmp_path / "sky.ecsv")
+    rows["level"].unit = "MJy/sr"
+    rows.write(tables["unit"])
+    rows.meta["options"]["relative"] = True
+    rows.write(tables["relative"])
+    spoil(files[0], lambda model: setattr(model.meta, "bunit_data", "DN/s"))
+    matched = results(tmp_path, "planes")
+    for table, given, parts in (
+        (tables["unit"], files[0], ("DN/s", "MJy / sr", "convert")),
+        (tables["relative"], files[1], ("relative to earlier ones", "files that were matched")),
+        (tmp_path / "sky.ecsv", matched[1], ("has been subtracted", "undo")),
+    ):
+        has(refused(capsys, tmp_path, table, [given]), given.name, *parts)
+        with pytest.raises(ValueError, match=given.name) as caught:
+            SkyMatchStep.call([str(given)], apply_table=str(table), subtract=True)
+        has(str(caught.value), *parts)
+
+
+# -------------------------------------------------------------------------------------------------- undo
+
+
+@pytest.mark.parametrize("order", [(LevelMatchStep, SkyMatchStep), (SkyMatchStep, LevelMatchStep)], ids=str)
+def test_undo_of_two_steps_in_any_order(files, order):
+    """Blank pixels, which level matching leaves as they are, come back too; HISTORY tells; no status is left."""
+    models = [datamodels.open(file) for file in files]
+    for model in models:
+        model.data[:4], model.dq[:4] = 0, 513
+    given = [model.data.copy() for model in models]
+    first, second = (step.call(models, subtract=True) if k == 0 else step for k, step in enumerate(order))
+    library = second.call(first, subtract=True)
+    with library:
+        for k, old in enumerate(given):
+            model = library.borrow(k)
+            assert undo(model) == (k < 3)
+            np.testing.assert_allclose(model.data, old, rtol=3e-7, atol=3e-6)
+            assert str(model.instance.get("history")).count(" back") == (2 if k < 3 else 0)
+            assert not any(value for key, value in model.meta.cal_step.items() if key in ("skymatch", "level_match"))
+            assert card(model, "S_LVLMAT") is None
+            library.shelve(model, k, modify=False)
+
+
+def test_undo_writes_all_or_nothing(files, tmp_path, capsys, monkeypatch):
+    """Of planes in a file without a WCS, and where writing fails."""
+    matched = results(tmp_path, "planes")[:3]
+    save, saved = datamodels.ImageModel.save, []
+
+    def fails(model, path, **kwargs):
+        if saved:
+            raise OSError("no space left on device")
+        saved.append(path)
+        return save(model, path, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datamodels.ImageModel, "save", fails)
+        assert main(["undo", *map(str, matched), "--out", str(tmp_path / "undone")]) == 1
+    has(capsys.readouterr().err, "no space left")
+    assert left_files(tmp_path / "undone") == []
+    with datamodels.open(matched[2]) as model:
+        lost = model.copy()
+        lost.meta.wcs = None
+        lost.save(matched[2])
+    assert main(["undo", *map(str, matched), "--out", str(tmp_path / "undone")]) == 1
+    has(capsys.readouterr().err, matched[2].name, "no WCS")
+    assert left_files(tmp_path / "undone") == []

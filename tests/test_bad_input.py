@@ -315,6 +315,12 @@ def test_models_in_memory_may_share_a_name(files, container):
     assert list(Table.read("levels.ecsv")["name"]) == [f"same_cal.fits[{n}]" for n in (1, 2, 3)]
 
 
+def test_exposures_in_different_units(files, offline):
+    spoil(files[0], lambda model: setattr(model.meta, "bunit_data", "MJy/sr"))
+    spoil(files[1], lambda model: setattr(model.meta, "bunit_data", "DN/s"))
+    has(refused(association(files), offline), SECOND, "DN/s", "MJy/sr")
+
+
 def test_files_of_one_name_would_replace_each_other(files, offline):
     elsewhere = offline.parent / "elsewhere"
     elsewhere.mkdir()

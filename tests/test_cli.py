@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from builders import association, constant_files, digest, tile_wcs
+from jwst.datamodels import ModelContainer
+from stdatamodels.jwst import datamodels
 from stpipe.utilities import import_class
 
 from bkgmatch import SkyMatchStep, __version__
@@ -180,6 +182,24 @@ def test_no_file_is_replaced_by_a_parameter_file(tmp_path, capsys):
         assert name in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["mine.asdf"]
     assert mine.read_text() == "edited by hand"
+
+
+def test_results_of_a_container_never_replace_its_files(matched, tmp_path):
+    *_, files = matched
+    asn = next((tmp_path / "matched").glob("*_asn.json"))
+    before = digest(files)
+    with pytest.raises(ValueError, match=r"overwrite the input .*set output_dir or another suffix"):
+        SkyMatchStep.call(ModelContainer(str(asn)), subtract=True, save_results=True, output_dir=str(asn.parent))
+    assert digest(files) == before
+
+
+def test_models_of_one_name_are_not_saved(matched, tmp_path):
+    models = [datamodels.open(file) for file in sorted((tmp_path / "given").glob("*.fits"))[:2]]
+    for model in models:
+        model.meta.filename = "same_cal.fits"
+    with pytest.raises(ValueError, match=r"same_cal.fits .*replace each other.*rename"):
+        SkyMatchStep.call(models, save_results=True, output_dir=str(tmp_path / "out"))
+    assert list((tmp_path / "out").glob("*")) == []
 
 
 def test_an_unknown_parameter_file_is_named(capsys):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -372,6 +373,35 @@ def test_one_exposure(asn, tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("cls", [Image3Pipeline, Spec3Pipeline])
+def test_sigterm_outside_our_steps_ends_a_pipeline_as_an_error_does(asn, monkeypatch, cls):
+    """So that temporary folders are removed; and parameters of sub-steps are those that were given again."""
+
+    def ended(*args):
+        assert not getattr(pipe, "level_match", pipe).in_memory
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(cls.__mro__[2], "process", ended)
+    pipe = cls()
+    pipe.in_memory = False
+    with pytest.raises(SystemExit):
+        pipe.process(asn)
+    ours = STEPS if cls is Image3Pipeline else ("mrs_imatch",)
+    assert [getattr(pipe, name).in_memory for name in ours] == [True] * len(ours)
+
+
+@pytest.mark.parametrize("step", ["level_match", "skymatch"])
+def test_an_exposure_that_is_listed_twice_is_refused(asn, tmp_path, step):
+    """Before anything runs."""
+    path = shutil.copytree(Path(asn).parent, tmp_path / "in") / Path(asn).name
+    given = json.loads(path.read_text())
+    given["products"][0]["members"] *= 2
+    path.write_text(json.dumps(given))
+    steps = MATCHING | {name: {"skip": name != step} for name in STEPS}
+    with pytest.raises(ValueError, match=r"listed more than once: .*_cal.fits"):
+        Image3Pipeline.call(str(path), steps=steps)
 
 
 def test_a_failure_leaves_the_object_as_it_was(asn):

@@ -1,6 +1,7 @@
 """``bkgmatch level``: FITS images of any telescope, in files."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from builders import digest, has
+from builders import digest, has, spoil
 from common import tan
 from stdatamodels.jwst import datamodels
 
@@ -108,6 +109,7 @@ def test_levels_of_plain_images(tmp_path, layout, error, capsys):
     output = capsys.readouterr().out
     lines = output.splitlines()
     assert [line.partition(":")[0] for line in lines if ": level" in line] == [f.name for f in files]
+    assert all(" MJy/sr, subtracted" in line for line in lines if ": level" in line)
     assert lines[0].startswith("3 exposures, 2 pairs (2 of joint): 2 used")
     assert lines[-1] == f"Copies are in {tmp_path / 'out'}"
     for file, value in zip(files, found, strict=True):
@@ -267,6 +269,26 @@ def test_jwst_flags_count(jwst, tmp_path):
     np.testing.assert_allclose(apart(results[1]), apart(results[0]), atol=0.02)
 
 
+@pytest.mark.parametrize("is_mosaic", [False, True], ids=["an exposure", "a mosaic"])
+def test_a_recorded_sky_level_is_not_measured_again(jwst, tmp_path, is_mosaic):
+    """Resample will subtract it from an exposure; from the mosaic that it made it has."""
+
+    def record(model):
+        background = model.meta.background
+        background.level, background.subtracted, background.method = 5.0, False, "match"
+        if is_mosaic:
+            model.meta.cal_step.resample = "COMPLETE"
+        else:
+            model.data = model.data + np.float32(5)
+
+    files = [Path(shutil.copy(f, tmp_path / f.name)) for f in jwst]
+    spoil(files[0], record)
+    for given, name in ((jwst, "without"), (files, "with")):
+        assert level(*given, "--out", tmp_path / name, "--save_table", tmp_path / f"{name}.ecsv") == 0
+    one, two = (Table.read(tmp_path / f"{name}.ecsv")["level"] for name in ("without", "with"))
+    np.testing.assert_allclose(two, one, atol=1e-5)
+
+
 # -------------------------------------------------------------------------------------------------- undo, again
 
 
@@ -379,6 +401,26 @@ def test_pictures(tmp_path):
     assert found == ["a-b.png", "mosaic.png"]
 
 
+def test_pictures_of_a_second_run_replace_those_of_the_first(tmp_path):
+    files = write(tmp_path / "in", "ab")
+    for out in ("one", "two"):
+        assert level(*files, "--out", tmp_path / out, "--save_plots", tmp_path / "pictures") == 0
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["a-b.png", "mosaic.png"]
+
+
+@pytest.mark.parametrize("what", ["folder", "matplotlib"])
+def test_pictures_that_cannot_be_drawn_are_refused_before_the_match(tmp_path, monkeypatch, capsys, what):
+    monkeypatch.setattr("bkgmatch.image_files.match_levels", None)
+    (tmp_path / "file").write_text("here a folder is needed\n")
+    if what == "matplotlib":
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    path = tmp_path / ("file" if what == "folder" else "pictures")
+    has(
+        refused(tmp_path, capsys, *write(tmp_path / "in", "ab"), "--save_plots", path),
+        path.name if what == "folder" else what,
+    )
+
+
 def test_an_image_that_overlaps_nothing(tmp_path, capsys):
     """It is named; the others are matched."""
     files = write(tmp_path / "in")
@@ -389,6 +431,29 @@ def test_an_image_that_overlaps_nothing(tmp_path, capsys):
     assert "no overlap" in line
     np.testing.assert_array_equal(pixels(tmp_path / "out" / "c.fits"), pixels(files[2]))
     np.testing.assert_allclose(apart(removed(files[:2], tmp_path / "out")), (0, 2), atol=NEAR)
+
+
+def test_levels_of_matched_images_are_relative(tmp_path, capsys):
+    """A table says so, and is not applied to images as they came."""
+    files = write(tmp_path / "in")
+    level(*files, "--out", tmp_path / "one", "--save_table", tmp_path / "one.ecsv")
+    level(*(tmp_path / "one").iterdir(), "--out", tmp_path / "two", "--save_table", tmp_path / "two.ecsv")
+    flags = [Table.read(tmp_path / f"{name}.ecsv").meta["options"]["relative"] for name in ("one", "two")]
+    assert flags == [False, True]
+    assert main(["apply", str(tmp_path / "two.ecsv"), *map(str, files), "--out", str(tmp_path / "applied")]) == 1
+    has(capsys.readouterr().err, "a.fits", "relative to earlier ones")
+
+
+def test_an_image_that_was_matched_keeps_its_status(tmp_path):
+    """When it overlaps nothing any more, what was subtracted stays on record."""
+    files = write(tmp_path / "in")
+    level(*files, "--out", tmp_path / "one")
+    again = sorted((tmp_path / "one").iterdir())
+    with fits.open(again[2], mode="update") as hdus:
+        hdus["SCI"].header["CRVAL2"] += 1
+    level(*again, "--out", tmp_path / "two")
+    header = fits.getheader(tmp_path / "two" / "c.fits")
+    assert (header["S_LVLMAT"], header["LVLM_SUB"]) == ("COMPLETE", True)
 
 
 def test_images_with_galactic_axes(tmp_path):
@@ -515,6 +580,8 @@ def test_a_fixed_image_among_the_others(tmp_path):
     np.testing.assert_array_equal(pixels(tmp_path / "out" / "b.fits"), pixels(files[1]))
     np.testing.assert_allclose(removed([files[0], files[2]], tmp_path / "out"), (-2, 5), atol=NEAR)
     assert list(Table.read(tmp_path / "levels.ecsv")["status"]) == ["matched", "fixed", "matched"]
+    header = fits.getheader(tmp_path / "out" / "b.fits")
+    assert (header["S_LVLMAT"], header["LVLMATCH"]) == ("COMPLETE", 0)  # as the step says of it
 
 
 def test_integers_in_the_first_extension_keep_their_record(tmp_path):
@@ -568,6 +635,7 @@ def test_defaults_are_those_of_the_step(tmp_path):
     files = write(tmp_path / "in", "ab")
     level(*files, "--out", tmp_path / "out", "--save_table", tmp_path / "levels.ecsv")
     options = Table.read(tmp_path / "levels.ecsv").meta["options"]
+    assert options.pop("relative") is False  # what was found, no option
     step = LevelMatchStep(passes="joint")
     assert {name: getattr(step, name) for name in options} == options
 

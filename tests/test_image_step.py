@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from builders import as_rate, association, described, digest, image_files, write, write_mosaic
+from builders import as_rate, association, described, digest, has, image_files, write, write_mosaic
 from common import tan
 from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
@@ -583,6 +583,25 @@ def test_undo_of_flags(with_holes, holes, tmp_path, blind):
         with datamodels.open(file) as model:
             undo(model, tmp_path)
             np.testing.assert_array_equal(model.dq, old.dq)
+
+
+def test_undo_of_a_background_of_another_unit_or_shape(image_cals, saved, tmp_path, capsys):
+    """As of a rate file that calwebb_image2 has calibrated since."""
+    done, made = (results(image_cals, saved, suffix)[0] for suffix in ("i4i", "i4ibkg"))
+    shutil.copy(made, tmp_path)
+    with datamodels.open(done) as model:
+        calibrated = model.copy()
+        calibrated.meta.bunit_data = "Jy"
+        calibrated.save(tmp_path / done.name)
+    assert main(["undo", str(tmp_path / done.name), "--out", str(tmp_path / "undone")]) == 1
+    has(capsys.readouterr().err, done.name, "unit Jy", made.name, "MJy/sr")
+    with datamodels.open(done) as model, datamodels.open(made) as background:
+        small = background.copy()
+        small.data, small.err, small.dq = (getattr(background, name)[:-1] for name in ("data", "err", "dq"))
+        small.save(tmp_path / made.name)
+        with pytest.raises(ValueError, match=rf"{done.name} has shape .*{made.name}"):
+            undo(model, tmp_path)
+    assert not (tmp_path / "undone").exists()
 
 
 def test_undo_without_the_background_beside(image_cals, saved, tmp_path, capsys):

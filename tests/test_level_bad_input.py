@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -289,6 +291,43 @@ def test_fixed_that_is_no_image(files, offline, kind):
     has(refused(association(files), offline, fixed=[str(path)]), "old.fits")
 
 
+@pytest.mark.parametrize("is_input", [False, True], ids=["another file", "an input"])
+def test_fixed_is_the_file_that_is_named(files, offline, is_input):
+    """Another file of an exposure is refused; the exposure's own is held."""
+    old = files[0].parent / "old"
+    old.mkdir()
+    matched = shutil.copy(files[0], old / FIRST.replace("_cal", "_levelmatch"))
+    if is_input:
+        done = accepted([str(file) for file in files], fixed=[str(files[1])])
+        np.testing.assert_allclose([left for _, left in done], LEVELS[1], atol=0.005)
+    else:
+        message = refused([str(file) for file in files], offline, fixed=[str(matched)])
+        has(message, Path(matched).name, FIRST, "leave one of them out")
+
+
+def test_results_never_replace_fixed_files(files, offline):
+    """A fixed file is not an exposure: its name may be that of a result."""
+    fixed = files[0].rename(files[0].with_name(FIRST.replace("nrcalong", "nrcblong")))
+    spoil(files[1], lambda model: setattr(model.meta, "filename", fixed.name))
+    models = [datamodels.open(files[1]), datamodels.open(files[2])]
+    models[0].meta.filename = fixed.name.replace("_cal", "_rate")
+    message = refused(models, offline, fixed=[str(fixed)], suffix="cal", output_dir=str(fixed.parent))
+    has(message, fixed.name, "overwrite", "output_dir")
+
+
+def test_what_is_subtracted_is_not_to_be_recorded_only(files, offline):
+    done = LevelMatchStep.call([str(file) for file in files])
+    with done:
+        models = list(done.map_function(lambda model, _: model, modify=False))
+    models[1].data += 3
+    has(refused(models, offline, subtract=False), FIRST, "has subtracted", "subtract=True", "undo")
+
+
+def test_the_same_file_twice_in_a_library(files, offline):
+    path = association([*files, files[1]])
+    has(refused(ModelLibrary(str(path)), offline), SECOND, "more than once")
+
+
 def test_fixed_in_another_unit(files, offline):
     path = files[0].with_name("old_i2d.fits")
     header = tile_wcs((1, 1))[0].to_fits_sip(degree=1, max_pix_error=20, npoints=8)
@@ -310,6 +349,14 @@ def test_the_folder_of_the_table_does_not_exist(files, offline):
 def test_a_table_that_cannot_be_written(files, offline, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     refused(association(files), offline, OSError, save_table=str(tmp_path / "locked" / "levels.ecsv"))
+
+
+def test_pictures_that_cannot_be_drawn_are_refused_before_the_match(files, offline, monkeypatch):
+    monkeypatch.setattr("bkgmatch.steps.level_match.match_levels", None)
+    Path("file").write_text("here a folder is needed\n")
+    has(refused(association(files), offline, NotADirectoryError, save_plots="file"), "file", "choose another")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    has(refused(association(files), offline, save_plots="pictures"), "matplotlib", "pip install")
 
 
 @pytest.mark.parametrize("option", ["save_plots", "save_table"])

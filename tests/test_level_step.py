@@ -536,16 +536,13 @@ def test_its_own_output_is_not_changed_if_one_exposure_is_alone(tmp_path, caplog
     assert any("matched already" in line for line in caplog.messages)
 
 
-def test_what_is_subtracted_stays_on_record_when_levels_are_only_recorded(strip_files, tmp_path):
+def test_levels_are_not_recorded_beside_what_is_subtracted(strip_files, tmp_path):
     """New data among matched ones with subtract=False."""
     run(strip_files[:3], save_results=True, output_dir=str(tmp_path))
     some = results(strip_files[:3], tmp_path)
-    library = run([*some, *strip_files[3:]], subtract=False, save_results=True, output_dir=str(tmp_path / "two"))
-    for now, then in zip(arrays(library), given_in([*some, *strip_files[3:]]), strict=True):
-        np.testing.assert_array_equal(now, then)
-    again = sorted((tmp_path / "two").glob("*.fits"))
-    assert [cards(file) for file in again[:3]] == [cards(file) for file in some]
-    assert cards(again[3])["LVLM_SUB"] is False
+    with pytest.raises(ValueError, match=rf"{some[0].name}: level matching has subtracted .*subtract=True"):
+        run([*some, *strip_files[3:]], subtract=False, save_results=True, output_dir=str(tmp_path / "two"))
+    assert list((tmp_path / "two").glob("*")) == []
 
 
 @pytest.mark.parametrize("options", [{}, PLANES], ids=["levels", "planes"])
@@ -613,6 +610,19 @@ def test_an_image_may_be_fixed(tmp_path, unit):
         assert "old_i2d.fits" in rows()
         assert table().meta["reference"][0] == "fixed"
     assert digest([image]) == before
+
+
+def test_a_fixed_file_is_compared_less_the_level_that_is_recorded_in_it(tmp_path):
+    """As the same file among the exposures."""
+    files = level_files(tmp_path, [(tile_wcs((1, 3)), (10, 14, 11.5))])
+
+    def record(model):
+        model.meta.background = {"level": 4.0, "subtracted": False, "method": "match"}
+
+    spoil(files[0], record)
+    for given in (files[1:], files):
+        left = middles(run(given, fixed=[str(files[0])]))[-2:]
+        np.testing.assert_allclose(left, 6, atol=NEAR)
 
 
 # -------------------------------------------------------------------------------------------------- tiles

@@ -138,6 +138,12 @@ def test_a_member_that_is_no_fits_file(files, offline, given):
 # -------------------------------------------------------------------------------------------------- backgrounds
 
 
+def test_exposures_in_different_units(models, offline):
+    for model, unit in zip(models, ("MJy/sr", "DN/s"), strict=True):
+        model.meta.bunit_data = unit
+    has(refused_models(models, offline), SECOND, "DN/s", "MJy/sr")
+
+
 def test_a_level_without_a_sign_of_subtraction(models, offline):
     models[1].meta.background.level = 2.5
     has(refused_models(models, offline), SECOND, "Background level was set but the 'subtracted' property is undefined")

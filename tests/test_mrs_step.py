@@ -1,8 +1,10 @@
 """MRSIMatchStep on real files: inputs, polynomials, records, groups of channels and bands, tables."""
 
 import gc
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -452,6 +454,14 @@ def test_pixels_of_a_channel(channel):
     assert (y.min(), y.max()) == (0, 1023)
 
 
+def test_a_channel_is_subtracted_once(recorded):
+    """However it is listed."""
+    once, twice = twin(recorded), twin(recorded)
+    apply_background_2d(once, [1])
+    apply_background_2d(twice, [1, "1"])
+    np.testing.assert_array_equal(twice.data, once.data)
+
+
 def test_apply_background_2d_needs_a_record(dithers, recorded):
     for channel in ("3", 3, ["1", "3"], (3, 1), "12", 12, ""):
         with pytest.raises(ValueError, match=r"Background data for channel.*not present.*00001_mirifushort_cal.fits"):
@@ -668,6 +678,28 @@ def test_dedicated_backgrounds_are_left_alone(dither_files, in_memory, tmp_path)
     assert set(table()["name"]) == {dither_files[0].name, dither_files[2].name}
     kinds = [(saved_cards(file)["S_MRSMAT"]) for file in results(dither_files, tmp_path)]
     assert kinds == ["COMPLETE", "SKIPPED", "COMPLETE"]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.usefixtures("_tidy")
+def test_spectra_of_dedicated_backgrounds_stay(dither_files, in_memory, tmp_path):
+    """As bkg_spec3 takes them: they are no images, and come back as they are."""
+    files = [Path(shutil.copy(file, tmp_path)) for file in dither_files[:2]]
+    spectrum = datamodels.MRSMultiSpecModel()
+    spectrum.meta.filename = files[0].name.replace("00001_mirifushort_cal", "00009_mirifushort_x1d")
+    spectrum.meta.exposure.type, spectrum.meta.telescope = "MIR_MRS", "JWST"
+    spectrum.save(tmp_path / spectrum.meta.filename)
+    kinds = ["science", "science", "background"]
+    path = association([*files, tmp_path / spectrum.meta.filename], exptypes=kinds)
+    result = MRSIMatchStep.call(
+        str(path), in_memory=in_memory, channel="1", subtract=True, save_results=True, output_dir=str(tmp_path / "out")
+    )
+    done = each(result)
+    assert status(done[:2]) == ["COMPLETE", "COMPLETE"]
+    assert isinstance(done[2], datamodels.MRSMultiSpecModel)
+    assert header_cards(done[2]) == {}
+    (saved,) = (tmp_path / "out").glob("*_asn.json")
+    assert [m["exptype"] for m in json.loads(saved.read_text())["products"][0]["members"]] == kinds
 
 
 def test_models_may_share_a_name(dithers):

@@ -58,7 +58,7 @@ ENDED = {
     ("journal", "Journal.key"): "no fingerprint: the result is not kept, which is allowed",
     ("journal", "Journal.get"): "a line of the log, and it is measured again",
     ("skymatch", "SkyImage.calc_sky"): "a line of the log; None is what stcal returns without pixels",
-    ("steps.base", "BackgroundStep._write_page"): "a warning: the results are worth more than their page",
+    ("steps.base", "BackgroundStep._report"): "a warning: the results are worth more than their page and its pictures",
     ("steps.crds", "_answer"): "a warning: the defaults are used",
     ("workspace", "locked"): "None: another run holds the lock, which the caller tells",
     ("workspace", "remove_folder"): "a warning",

@@ -25,7 +25,7 @@ from bkgmatch.page import MARK, Page, table
 from bkgmatch.pictures import pictures_of_levels
 from bkgmatch.planes import Plane
 from bkgmatch.quicklook import Picture, block_means, common_part, fields_of, look_at, mosaics
-from bkgmatch.record import exposure_table, level_pair_table, level_table, pair_table, save_tables
+from bkgmatch.record import exposure_table, level_pair_table, level_table, pair_table, read_tables, save_tables
 from bkgmatch.report import check_page, corrected, page_beside, write_report
 from bkgmatch.report_figures import short_names, stretches
 from bkgmatch.simulate_dithers import simulate_dithers
@@ -547,6 +547,30 @@ def test_a_recorded_plane_is_put_back(tmp_path, drawn):
     np.testing.assert_allclose(two.image, four.image, atol=1e-5)
 
 
+def test_a_file_is_not_taken_for_another_whose_name_differs_in_the_last_word(saved, tmp_path, capsys):
+    path, files = saved
+    rows = Table.read(path)
+    rows["name"] = ["tile_1.fits", "other_1.fits", "other_2.fits"]
+    rows.write(path, overwrite=True)
+    tile = Path(shutil.copy(files[0], tmp_path / "tile_2.fits"))
+    assert main(["report", str(path), str(tile)]) == 1
+    assert "tile_2.fits is not in the table" in capsys.readouterr().err
+
+
+def test_pairs_of_an_earlier_table_are_not_those_of_backgrounds(saved, tmp_path):
+    path, _ = saved
+    backgrounds = Table({"name": ["a.fits"], "level": [1.0], "status": ["made"], "n_members": [3]})
+    backgrounds.write(path, overwrite=True)
+    assert read_tables(path)[1] is None
+
+
+def test_a_damaged_table_of_pairs_is_named(saved, tmp_path, capsys):
+    path, _ = saved
+    (tmp_path / "levels_pairs.ecsv").write_text("# %ECSV 1.0\nhello\n")
+    assert main(["report", str(path)]) == 1
+    assert "levels_pairs.ecsv is not a table of pairs" in capsys.readouterr().err
+
+
 def test_wrong_use_of_the_command_is_one_line(saved, tmp_path, capsys):
     path, files = saved
     (tmp_path / "mine.html").write_text("mine")
@@ -718,6 +742,16 @@ def test_a_page_that_cannot_be_written_costs_no_results(three, offline, monkeypa
     assert "no space left" in told.message
     assert told.levelname == "WARNING"
     assert not list(Path().glob("*.html"))
+
+
+def test_pictures_that_fail_cost_no_results(three, offline, monkeypatch, caplog):
+    def fails(*args, **kwargs):
+        raise MemoryError("no memory for pictures")
+
+    monkeypatch.setattr("bkgmatch.steps.skymatch.pictures_of_levels", fails)
+    SkyMatchStep.call(str(association(three)), report=True, subtract=True, save_results=True)
+    assert len(list(Path().glob("*_skymatch.fits"))) == len(three)
+    assert any("could not be written: no memory for pictures" in line for line in caplog.messages)
 
 
 def test_names_are_no_mathematics():

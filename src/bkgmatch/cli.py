@@ -183,7 +183,7 @@ def _level(options: argparse.Namespace) -> int:
     logging.getLogger("stpipe.bkgmatch").setLevel(logging.INFO)  # for progress bars
     settings = LevelMatchOptions(**given, passes="joint", fit_type_dithers=options.fit_type)
     with threads(options.maximum_cores) as work:
-        match = match_files(
+        match, unit = match_files(
             options.files,
             options.out,
             settings,
@@ -192,7 +192,7 @@ def _level(options: argparse.Namespace) -> int:
             plots=options.save_plots,
             work=work,
         )
-    for is_warning, line in story(match, "", "subtracted"):
+    for is_warning, line in story(match, unit, "subtracted"):
         print(f"bkgmatch level: {line}" if is_warning else line, file=sys.stderr if is_warning else sys.stdout)
     print(f"Copies are in {options.out}")
     return 0
@@ -208,9 +208,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _skylist(options: argparse.Namespace) -> int:
-    from bkgmatch.record import read_levels
+    from bkgmatch.saved import read_sky_levels
 
-    levels = {name: level for name, (level, _) in read_levels(options.table)[0].items()}
+    levels = {name: level for name, (level, _) in read_sky_levels(options.table).levels.items()}
     unfit = next((name for name in levels if "#" in name or len(name.split()) != 1), None)
     if unfit is not None:
         raise ValueError(f"{unfit!r} cannot stand in a skylist: rename the exposure, without blanks and #")
@@ -284,26 +284,15 @@ def _apply(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from bkgmatch.report_files import report_files
+    from bkgmatch.steps.library import stem
 
-    print(report_files(options.table, options.files, options.out))
+    print(report_files(options.table, options.files, options.out, stem=stem))
     return 0
 
 
 def _undo(options: argparse.Namespace) -> int:
-    from bkgmatch.images import check_distinct, is_jwst
+    from bkgmatch.steps.models import undo_files
 
-    check_distinct(options.files)
-    jwst = [path for path in options.files if is_jwst(path)]
-    others = [path for path in options.files if path not in jwst]
-    written: dict[Path, bool] = {}
-    if others:  # first, for a JWST file that is cut off is taken for one of them, and refused
-        from bkgmatch.image_files import undo_files
-
-        written |= undo_files(others, options.out)
-    if jwst:
-        from bkgmatch.steps.models import undo_files
-
-        written |= undo_files(jwst, options.out)
-    for path, undone in written.items():
+    for path, undone in undo_files(options.files, options.out).items():
         print(path if undone else f"{path} (no background was recorded: copied as it is)")
     return 0

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bkgmatch.execution import HERE, Work
-from bkgmatch.images import FitsImage, check_copies, same_unit
-from bkgmatch.levels import MATCHED, LevelMatch, match_levels
+from bkgmatch.images import FitsImage, check_copies, common_unit
+from bkgmatch.levels import FIXED, MATCHED, LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.paths import located
-from bkgmatch.plots import PairPlots
+from bkgmatch.plots import PairPlots, check_plots
 from bkgmatch.record import check_tables, level_pair_table, level_table, save_tables
 
-__all__ = ["match_files", "undo_files"]
+__all__ = ["match_files"]
 
 
 def match_files(
@@ -23,7 +23,7 @@ def match_files(
     table: Path | None = None,
     plots: Path | None = None,
     work: Work = HERE,
-) -> LevelMatch:
+) -> tuple[LevelMatch, str]:
     """
     Match images in files, and write copies from which their backgrounds are subtracted.
 
@@ -47,72 +47,40 @@ def match_files(
 
     Returns
     -------
-    LevelMatch
+    match : LevelMatch
         The backgrounds.
+    unit : str
+        Their unit.
 
     Raises
     ------
     FileNotFoundError
-        If a file does not exist.
+        If a file, or the folder of the table, does not exist.
     ValueError
-        If a file is no image, two have the same name, units differ, or a copy would replace an image, or the
-        table something that is none. Nothing is written then.
+        If a file is no image, two have the same name, units differ, a copy would replace an image, or the table
+        something that is none. Nothing is written then.
     """
-    if table and not located(table).parent.is_dir():
-        raise FileNotFoundError(f"the folder of the table {table} does not exist; make it first")
     if table:
         check_tables(table)
+    if plots:
+        check_plots(plots)
     held = {located(path) for path in fixed}
     images = [FitsImage.open(path) for path in files]
     others = [FitsImage.open(path) for path in fixed if located(path) not in {located(file) for file in files}]
-    unit = _common_unit([*images, *others])
+    unit = common_unit([(str(image.path), image.unit) for image in (*images, *others)])
     check_copies([image.path for image in images], folder)
     exposures = [image.exposure(is_fixed=located(image.path) in held) for image in images]
     exposures += [other.exposure(is_fixed=True) for other in others]
     watch = PairPlots(plots, unit).draw if plots else None
     match = match_levels(exposures, options, work=work, watch=watch)
     if table:
-        save_tables(table, level_table(match, options, unit=unit), level_pair_table(match, unit=unit))
+        made_with = {"fixed": list(map(str, fixed)) or None, "relative": any(image.is_matched for image in images)}
+        levels = level_table(match, options, unit=unit, **made_with)
+        save_tables(table, levels, level_pair_table(match, unit=unit))
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
-        if match.status[i] == MATCHED:
+        if match.status[i] in (MATCHED, FIXED):
             image.write(folder, match.plane(i), float(match.sigma[i]))
         else:
             image.copy(folder)
-    return match
-
-
-def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
-    """
-    Undo what `match_files` subtracted.
-
-    Parameters
-    ----------
-    files : sequence of Path
-        Matched images; they are not changed.
-    folder : Path
-        Where to write the results, which keep the names.
-
-    Returns
-    -------
-    dict
-        The files written, and whether a level was undone; the others are copies.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `match_files`.
-    """
-    images = [FitsImage.open(path) for path in files]
-    check_copies([image.path for image in images], folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return dict(image.undo(folder) for image in images)
-
-
-def _common_unit(images: Sequence[FitsImage]) -> str:
-    """Return the unit of all images; ValueError if they differ."""
-    named = [image for image in images if image.unit]
-    for image in named:
-        if not same_unit(image.unit, named[0].unit):
-            raise ValueError(f"{image.path} has the unit {image.unit}, {named[0].path} {named[0].unit}; convert it")
-    return named[0].unit if named else ""
+    return match, unit

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,17 +21,19 @@ from bkgmatch.exposures import Exposure, Pixels, icrs_of
 from bkgmatch.paths import is_there, located
 from bkgmatch.planes import Plane
 from bkgmatch.reasons import reason
-from bkgmatch.written import check_folder, whole_file
+from bkgmatch.written import check_folder, whole_file, whole_files
 
 __all__ = [
     "FitsImage",
     "check_copies",
     "check_distinct",
     "check_listed_once",
+    "common_unit",
     "is_jwst",
     "naming",
     "read_plane",
     "same_unit",
+    "write_copies",
     "writing",
 ]
 
@@ -57,6 +59,10 @@ class FitsImage:
         Its unit, from BUNIT.
     wcs : callable
         ``wcs(x, y) -> (ra, dec)`` in degrees: the gwcs of JWST files, or that of the FITS header.
+    recorded : float
+        Sky level that jwst's skymatch, or ours, has recorded and not subtracted: the pixels are read less that.
+    is_matched : bool
+        Whether an earlier step has found a background.
     """
 
     path: Path
@@ -64,6 +70,8 @@ class FitsImage:
     shape: tuple[int, int]
     unit: str
     wcs: Callable
+    recorded: float = 0.0
+    is_matched: bool = False
 
     @classmethod
     def open(cls, path: str | Path) -> "FitsImage":
@@ -97,7 +105,9 @@ class FitsImage:
                 extension = _image_extension(hdus)
                 header = hdus[extension].header
                 shape = (header["NAXIS2"], header["NAXIS1"])
-                return cls(path, extension, shape, str(header.get("BUNIT", "")), _wcs(hdus, extension))
+                unit, primary = str(header.get("BUNIT", "")), hdus[0].header
+                state = _recorded(primary), _is_matched(primary)
+                return cls(path, extension, shape, unit, _wcs(hdus, extension), *state)
         except Exception as error:  # astropy and asdf raise many kinds
             raise ValueError(f"{path} cannot be read as a FITS image with a celestial WCS: {reason(error)}") from error
 
@@ -151,7 +161,7 @@ class FitsImage:
 
     def _read(self) -> Pixels:
         with naming(self.path), fits.open(self.path) as hdus:
-            data = np.array(hdus[self.extension].data, dtype=np.float32)
+            data = np.array(hdus[self.extension].data, dtype=np.float32) - np.float32(self.recorded)
             good = np.isfinite(data)
             if "DQ" in hdus and hdus[0].header.get("TELESCOP") == "JWST":
                 good &= (hdus["DQ"].data & _JWST_BAD) == 0
@@ -211,12 +221,50 @@ def check_distinct(files: Sequence[Path]) -> None:
 
 
 def check_copies(files: Sequence[Path], folder: Path) -> None:
-    """Raise an error if copies of the same names cannot be written, or would replace each other or the originals."""
+    """Raise an error if copies cannot be made under the same names, or would replace each other or the originals."""
+    for file in files:
+        if not is_there(file):
+            raise FileNotFoundError(f"{file} does not exist")
     check_distinct(files)
     check_folder(folder)
     for file in files:
         if located(folder / file.name) == located(file):
             raise ValueError(f"{file} would be overwritten; choose another folder")
+
+
+def write_copies(files: Sequence[Path], folder: Path, writers: Sequence[Callable[[Path], Any]]) -> dict[Path, Any]:
+    """
+    Write copies of files: all of them, or none.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        The files, see `check_copies`.
+    folder : Path
+        Where the copies are to be, under the names of the files; it is made if it does not exist.
+    writers : sequence of callable
+        ``writer(folder)`` for each file: it writes the copy into the folder that it is given.
+
+    Returns
+    -------
+    dict
+        What the writers return, by copy.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_files(folder) as parts:
+        results = [write(parts) for write in writers]
+    return {folder / file.name: result for file, result in zip(files, results, strict=True)}
+
+
+def common_unit(units: Iterable[tuple[str, str]]) -> str:
+    """Find the unit of images, of which names and units are given; ValueError if they differ."""
+    named = [(name, unit) for name, unit in units if unit]
+    for name, unit in named:
+        if not same_unit(unit, named[0][1]):
+            raise ValueError(
+                f"{name} has the unit {unit}, {named[0][0]} {named[0][1]}: give exposures of one unit, or convert it"
+            )
+    return named[0][1] if named else ""
 
 
 def same_unit(one: str, two: str) -> bool:
@@ -274,6 +322,16 @@ def _image_extension(hdus: fits.HDUList) -> int:
     return (named or images)[0]
 
 
+def _recorded(header: fits.Header) -> float:
+    """Level that later steps of the pipeline will subtract; from its mosaics they have."""
+    is_exposure = header.get("TELESCOP") == "JWST" and header.get("S_RESAMP") != "COMPLETE"
+    return float(header.get("BKGLEVEL", 0)) if is_exposure and header.get("BKGSUB") is False else 0.0
+
+
+def _is_matched(header: fits.Header) -> bool:
+    return "BKGSUB" in header or bool(header.get("LVLM_SUB") or header.get("I4I_SUB"))
+
+
 def _wcs(hdus: fits.HDUList, extension: int) -> Callable:
     wcs = _gwcs(hdus["ASDF"]) if "ASDF" in hdus else None
     if wcs is not None:
@@ -293,7 +351,8 @@ def _gwcs(hdu: fits.BinTableHDU) -> Callable | None:
 
 
 def _skip(hdus: fits.HDUList, image: FitsImage) -> None:
-    hdus[0].header["S_LVLMAT"] = ("SKIPPED", "Level matching")
+    if not read_plane(hdus[0].header, image.path):  # what was subtracted before stays
+        hdus[0].header["S_LVLMAT"] = ("SKIPPED", "Level matching")
 
 
 def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane, sigma: float) -> None:
@@ -318,6 +377,7 @@ def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane, sigma: floa
 def _undo(hdus: fits.HDUList, image: FitsImage, *, plane: Plane | None) -> None:
     if plane is not None:
         _add(hdus, image, plane.on_pixels(image.wcs, image.shape))
+        hdus[0].header.add_history(f"bkgmatch {version('bkgmatch')} added the level {plane.level:.8g} back")
     _remove_cards(hdus[0].header)
 
 

@@ -1,8 +1,10 @@
 """Pictures of a level match: each pair, and the mosaic before and after."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +12,25 @@ import numpy as np
 
 from bkgmatch.cells import CutOut, plane_in_cells
 from bkgmatch.neighbourhoods import Neighbourhood
-from bkgmatch.written import whole_file
+from bkgmatch.written import check_folder, whole_file
 
-__all__ = ["PairPlots"]
+__all__ = ["PairPlots", "check_plots"]
 
 log = logging.getLogger("stpipe.bkgmatch.plots")
 
 _MOSAIC_SIDE = 800  # cells drawn along the longer side
 
 
+def check_plots(folder: str | Path) -> None:
+    """Raise an error if pictures cannot be drawn, or not be written into a folder, before there is anything to draw."""
+    check_folder(folder)
+    _figure(1, (1, 1))
+
+
 @dataclass(frozen=True)
 class PairPlots:
     """
-    Pictures in a folder.
+    Pictures in a folder; those of an earlier run are replaced.
 
     Parameters
     ----------
@@ -34,6 +42,7 @@ class PairPlots:
 
     folder: Path
     unit: str
+    _numbers: Iterator[int] = field(default_factory=partial(count, 1), repr=False)
 
     def draw(self, names: Sequence[str], one: Neighbourhood, cutouts: Sequence[CutOut]) -> None:
         """
@@ -103,8 +112,8 @@ class PairPlots:
             shown = ax.imshow(image, origin="lower", vmin=low, vmax=low + depth, cmap="viridis")
             ax.set(title=title, xticks=[], yticks=[])
             figure.colorbar(shown, ax=ax, label=self.unit, shrink=0.8)
-        number = sum(1 for _ in self.folder.glob("mosaic*.png"))
-        with whole_file(self.folder / f"mosaic{f'_{number + 1}' if number else ''}.png") as part:
+        number = next(self._numbers)
+        with whole_file(self.folder / f"mosaic{f'_{number}' if number > 1 else ''}.png") as part:
             figure.savefig(part, dpi=100)
 
 

@@ -13,8 +13,8 @@ from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
-from bkgmatch.paths import begins_with, is_there
-from bkgmatch.saved import made_by, opened_table, read_saved
+from bkgmatch.paths import begins_with, is_there, located
+from bkgmatch.saved import made_by, opened_table
 from bkgmatch.spectra import SpectralMatch
 from bkgmatch.written import check_folder, whole_files
 
@@ -26,7 +26,6 @@ __all__ = [
     "level_table",
     "pair_table",
     "pairs_path",
-    "read_levels",
     "read_tables",
     "save_tables",
     "spectral_pair_table",
@@ -334,11 +333,15 @@ def check_tables(path: str | Path) -> None:
 
     Raises
     ------
+    FileNotFoundError
+        If the folder does not exist.
     NotADirectoryError, PermissionError
-        If there is no folder for it, or nothing may be written there.
+        If nothing may be written there.
     ValueError
         If it, or that of the pairs, would replace a folder or something that is no table.
     """
+    if not located(path).parent.is_dir():
+        raise FileNotFoundError(f"the folder of save_table={path} does not exist; make it first")
     check_folder(Path(path).absolute().parent)
     for table in (Path(path), pairs_path(path)):
         if table.is_dir():
@@ -394,39 +397,12 @@ def read_tables(path: str | Path) -> tuple[Table, Table | None]:
         If it is not such a table.
     """
     with opened_table(path, "exposures") as exposures:
-        beside = pairs_path(path)
-        made_by(exposures)
+        step = made_by(exposures)
         missing = [name for name in ("name", "level", "status") if name not in exposures.colnames]
         if missing:
             raise ValueError(f"there is no column {missing[0]}")
-        pairs = Table.read(beside, format="ascii.ecsv") if is_there(beside) else None
-    return exposures, pairs
-
-
-def read_levels(path: str | Path) -> tuple[dict[str, tuple[float, float]], str]:
-    """
-    Read levels from a saved table.
-
-    Parameters
-    ----------
-    path : str or Path
-        ECSV file of exposures.
-
-    Returns
-    -------
-    levels : dict
-        Level and its error, by the name of the exposure; both are NaN for exposures without a level.
-    skymethod : str
-        Method that they were made with.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If it is not such a table.
-    """
-    saved = read_saved(path)
-    if not saved.skymethod:
-        raise ValueError(f"{path} is a table of LevelMatchStep: it is for 'bkgmatch apply'; give one of SkyMatchStep")
-    return {name: (row.plane.level, row.sigma) for name, row in saved.rows.items()}, saved.skymethod
+    beside = pairs_path(path)
+    if step == "ImageForImageStep" or not is_there(beside):  # it has no pairs: those are of an earlier table
+        return exposures, None
+    with opened_table(beside, "pairs") as pairs:
+        return exposures, pairs

@@ -1,6 +1,6 @@
 """The report of saved tables, with pictures of the exposures in files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from bkgmatch.saved import made_by, same_exposure
 __all__ = ["report_files"]
 
 
-def report_files(table: Path, files: Sequence[Path] = (), page: Path | None = None) -> Path:
+def report_files(
+    table: Path, files: Sequence[Path] = (), page: Path | None = None, *, stem: Callable[[str], str] = str
+) -> Path:
     """
     Write the report of a saved table.
 
@@ -30,6 +32,8 @@ def report_files(table: Path, files: Sequence[Path] = (), page: Path | None = No
         The exposures, as they came or corrected, for pictures: some or all.
     page : Path, optional
         HTML file to write; by default beside the table.
+    stem : callable, optional
+        ``stem(name)`` is what names of an exposure with other suffixes have in common; by default the whole name.
 
     Returns
     -------
@@ -52,12 +56,12 @@ def report_files(table: Path, files: Sequence[Path] = (), page: Path | None = No
         raise ValueError(f"{page} exists, and may have pictures; give the exposures, or another name with --out")
     if not located(page).parent.is_dir():
         raise FileNotFoundError(f"the folder of {page} does not exist; make it first")
-    shown = _shown(exposures, files) if files else []
+    shown = _shown(exposures, files, stem) if files else []
     write_report(page, exposures, pairs, shown=shown, facts={"table": str(table), "files": len(files)})
     return page
 
 
-def _shown(exposures: Table, files: Sequence[Path]) -> list[Shown]:
+def _shown(exposures: Table, files: Sequence[Path], stem: Callable[[str], str]) -> list[Shown]:
     step = made_by(exposures)
     if step not in ("SkyMatchStep", "LevelMatchStep"):
         raise ValueError(f"for a table of {step} give no files: its pictures are made by the step, with report=true")
@@ -67,7 +71,7 @@ def _shown(exposures: Table, files: Sequence[Path]) -> list[Shown]:
             "the levels of this table are relative to earlier ones; give no files: the step makes the pictures, with "
             "report=true"
         )
-    rows = [_row_of(exposures, path) for path in files]
+    rows = [_row_of(exposures, path, stem) for path in files]
     headers = [_header(path, is_sky=step == "SkyMatchStep") for path in files]
     most = side_for(len(files))
     return [_shown_file(*of, most) for of in zip(files, headers, rows, strict=True)]
@@ -88,27 +92,23 @@ def _check_state(path: Path, header: fits.Header, *, is_sky: bool) -> None:
 
 def _shown_file(path: Path, header: fits.Header, row: Row, most: int) -> Shown:
     with naming(path):
-        look = look_at(FitsImage.open(path).exposure(), most)
-        look = replace(look, image=_as_it_came(look, path, header, is_plane="slope_east" in row.colnames))
+        image = FitsImage.open(path)
+        look = look_at(image.exposure(), most)
+        look = replace(look, image=_as_it_came(look, image, header, is_plane="slope_east" in row.colnames))
     return Shown(str(row["name"]), look, corrected(look, dict(zip(row.colnames, row, strict=True))))
 
 
-def _row_of(exposures: Table, path: Path) -> Row:
-    """Row of a file: that of its name, or of the only one that differs in the last word, such as ``_cal``."""
+def _row_of(exposures: Table, path: Path, stem: Callable[[str], str]) -> Row:
     names = [str(name) for name in exposures["name"]]
-    found = same_exposure(path.name, names, _without_suffix)
+    found = same_exposure(path.name, names, stem)
     if found is None:
         raise ValueError(f"{path} is not in the table")
     return exposures[names.index(found)]
 
 
-def _without_suffix(name: str) -> str:
-    return Path(name).stem.rpartition("_")[0] or Path(name).stem
-
-
-def _as_it_came(look: Look, path: Path, header: fits.Header, *, is_plane: bool) -> np.ndarray:
-    """Image of a look, with what the step has subtracted added again."""
+def _as_it_came(look: Look, image: FitsImage, header: fits.Header, *, is_plane: bool) -> np.ndarray:
+    """Image of a look, with what the step has subtracted or recorded added again."""
     if not is_plane:
-        return look.image + np.float32(header["BKGLEVEL"] if header.get("BKGSUB") else 0)
-    plane = read_plane(header, path)
+        return look.image + np.float32(header["BKGLEVEL"] if header.get("BKGSUB") else image.recorded)
+    plane = read_plane(header, image.path)
     return look.image + plane.on_pixels(look.wcs, look.image.shape) if plane else look.image

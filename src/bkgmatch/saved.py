@@ -1,5 +1,6 @@
 """Saved tables, read back: whose they are, and levels and planes to be applied to exposures."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,17 +10,29 @@ from typing import NamedTuple
 
 from astropy.table import Row, Table
 
+from bkgmatch.images import same_unit
 from bkgmatch.paths import is_there
 from bkgmatch.planes import Plane
 from bkgmatch.reasons import reason
 
-__all__ = ["SavedLevel", "SavedLevels", "made_by", "opened_table", "read_saved", "same_exposure"]
+__all__ = [
+    "SavedLevel",
+    "SavedLevels",
+    "made_by",
+    "opened_table",
+    "read_saved",
+    "read_sky_levels",
+    "same_exposure",
+    "subtracted_before",
+    "without_suffix",
+]
 
 _STEPS = {
     "slope_east": "LevelMatchStep",
     "n_members": "ImageForImageStep",
     "coefficients": "MRSIMatchStep",
 }  # by a column that only their tables have
+_OUR_SUFFIX = re.compile("_(levelmatch|mrsimatch|i4i)$")
 _NOT_LEVELS = {
     "ImageForImageStep": (
         "it is a table of ImageForImageStep, which has no images; subtract its *_i4ibkg.fits, or run the step"
@@ -61,6 +74,11 @@ class SavedLevels:
     skymethod: str
     is_relative: bool
 
+    @property
+    def levels(self) -> dict[str, tuple[float, float]]:
+        """Level and its standard error by name of the exposure; both are NaN for exposures without a level."""
+        return {name: (row.plane.level, row.sigma) for name, row in self.rows.items()}
+
     def name_of(self, name: str, stem: Callable[[str], str]) -> str:
         """
         Find an exposure in the table.
@@ -89,6 +107,45 @@ class SavedLevels:
                 "out, or match it with the others"
             )
         return found
+
+    def check(self, name: str, row: str, *, unit: str, is_matched: bool) -> None:
+        """
+        Check that a level is that of an exposure as it is.
+
+        Parameters
+        ----------
+        name : str
+            Name of the exposure, perhaps with its folder.
+        row : str
+            Its name in the table.
+        unit : str
+            Unit of its data.
+        is_matched : bool
+            Whether it has a background that another step has found.
+
+        Raises
+        ------
+        ValueError
+            If it is not.
+        """
+        is_same = row == Path(name).name
+        if not is_same and without_suffix(Path(row).stem) != Path(row).stem:
+            raise ValueError(f"{name}: the levels are those of {row}, another step's result; give that file")
+        if is_matched and not self.is_relative:
+            raise ValueError(subtracted_before(name))
+        if self.is_relative and not (is_matched and is_same):
+            raise ValueError(
+                f"{name}: the levels of {self.path} are relative to earlier ones; give the files that were matched"
+            )
+        if not same_unit(unit, self.unit):
+            raise ValueError(
+                f"{name} has the unit {unit}, the table {self.path} {self.unit}; convert it, or match it again"
+            )
+
+
+def subtracted_before(name: str | Path) -> str:
+    """Message for an exposure to which levels were not to be applied."""
+    return f"a background has been subtracted from {name}; give the exposure as it was ('bkgmatch undo {name}')"
 
 
 def read_saved(path: str | Path) -> SavedLevels:
@@ -129,6 +186,14 @@ def read_saved(path: str | Path) -> SavedLevels:
         )
 
 
+def read_sky_levels(path: str | Path) -> SavedLevels:
+    """Read a table of SkyMatchStep; errors as of `read_saved`, and ValueError if it is of another step."""
+    saved = read_saved(path)
+    if not saved.skymethod:
+        raise ValueError(f"{path} is a table of LevelMatchStep: it is for 'bkgmatch apply'; give one of SkyMatchStep")
+    return saved
+
+
 @contextmanager
 def opened_table(path: str | Path, what: str) -> Iterator[Table]:
     """Open a saved table of exposures; FileNotFoundError or ValueError if it is none, or what is done with it fails."""
@@ -145,6 +210,11 @@ def made_by(table: Table) -> str:
     if "first" in table.colnames:
         raise ValueError("it is a table of pairs; give that of the exposures, without _pairs")
     return next((step for column, step in _STEPS.items() if column in table.colnames), "SkyMatchStep")
+
+
+def without_suffix(name: str) -> str:
+    """Name without the suffix of a step of bkgmatch that jwst does not know."""
+    return _OUR_SUFFIX.sub("", name)
 
 
 def same_exposure(name: str, names: Iterable[str], stem: Callable[[str], str]) -> str | None:

@@ -9,14 +9,12 @@ from astropy.io import fits
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
-from bkgmatch.images import FitsImage, check_copies, is_jwst, naming, read_plane, same_unit, writing
-from bkgmatch.paths import is_there
-from bkgmatch.saved import SavedLevel, SavedLevels
+from bkgmatch.images import FitsImage, check_copies, is_jwst, naming, read_plane, write_copies, writing
+from bkgmatch.saved import SavedLevel, SavedLevels, subtracted_before
 from bkgmatch.steps.inputs import read_file
-from bkgmatch.steps.library import is_earlier_matched, stem, without_suffix
+from bkgmatch.steps.library import is_earlier_matched, stem
 from bkgmatch.steps.models import LevelRecord
 from bkgmatch.steps.plane_record import PlaneRecord, read_record
-from bkgmatch.written import whole_files
 
 __all__ = ["apply_files"]
 
@@ -47,27 +45,19 @@ def apply_files(saved: SavedLevels, files: Sequence[Path], folder: Path) -> list
         If an exposure is not in the table, or has no level there or another unit, if a background has been subtracted
         from it, or a copy would replace it. Nothing is written then.
     """
-    for file in files:
-        if not is_there(file):
-            raise FileNotFoundError(f"{file} does not exist")
     check_copies(files, folder)
     copies = [_copy_of_model(file, saved) if is_jwst(file) else _copy_of_image(file, saved) for file in files]
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_files(folder) as parts:
-        for copy in copies:
-            copy(parts)
-    return [folder / file.name for file in files]
+    return list(write_copies(files, folder, copies))
 
 
-def _copy_of_model(file: Path, saved: SavedLevels) -> Callable[[Path], None]:
+def _copy_of_model(file: Path, saved: SavedLevels) -> Callable[[Path], object]:
     """Check an exposure, and return what writes its copy into a folder."""
     name = saved.name_of(file.name, stem)
     record = _record(saved, name, file)
     with read_file(file, datamodels.open) as model, naming(file):
         _check_model(model, file, name, saved)
-        _check_unit(model.meta.bunit_data or "", file, saved)
-        if isinstance(record, PlaneRecord) and any(record.science.slope) and model.meta.wcs is None:
-            raise ValueError(f"{file} has no WCS; run the assign_wcs step first")
+        if isinstance(record, PlaneRecord):
+            record.check(model)
 
     def write(folder: Path) -> None:
         with read_file(file, datamodels.open) as model:
@@ -93,10 +83,10 @@ def _copy_of_image(file: Path, saved: SavedLevels) -> Callable[[Path], object]:
     if saved.skymethod:
         raise ValueError(f"{file} is no JWST exposure; to those only tables of 'bkgmatch level' can be applied")
     plane, sigma, _ = _known(saved, saved.name_of(file.name, str), file)
-    _check_unit(image.unit, file, saved)
+    saved.check(str(file), file.name, unit=image.unit, is_matched=False)
     with naming(file), fits.open(file) as hdus:
         if read_plane(hdus[0].header, file):
-            raise ValueError(_twice(file))
+            raise ValueError(subtracted_before(file))
     return partial(image.write, plane=plane, sigma=sigma)
 
 
@@ -114,24 +104,6 @@ def _check_model(model: JwstDataModel, file: Path, name: str, saved: SavedLevels
         raise ValueError(f"{file} is a mosaic or a cube; give the exposures that it was made of")
     planes = read_record(model)
     if model.meta.background.subtracted if saved.skymethod else planes and planes.subtracted:
-        raise ValueError(_twice(file))
-    if name != file.name and without_suffix(Path(name).stem) != Path(name).stem:
-        raise ValueError(f"{file}: the levels are those of {name}, another step's result; give that file")
-    is_relative = is_earlier_matched(model, is_sky=bool(saved.skymethod))
-    if is_relative and not saved.is_relative:
-        raise ValueError(_twice(file))
-    if saved.is_relative and not (is_relative and name == file.name):
-        raise ValueError(
-            f"{file}: the levels of {saved.path} are relative to earlier ones; give the files that were matched"
-        )
-
-
-def _twice(file: Path) -> str:
-    return f"a background has been subtracted from {file}; give the exposure as it was ('bkgmatch undo {file}')"
-
-
-def _check_unit(unit: str, file: Path, saved: SavedLevels) -> None:
-    if not same_unit(unit, saved.unit):
-        raise ValueError(
-            f"{file} has the unit {unit}, the table {saved.path} {saved.unit}; convert it, or match it again"
-        )
+        raise ValueError(subtracted_before(file))
+    is_matched = is_earlier_matched(model, is_sky=bool(saved.skymethod))
+    saved.check(str(file), name, unit=model.meta.bunit_data or "", is_matched=is_matched)

@@ -12,6 +12,7 @@ from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
 from bkgmatch.associations import association, relative_to, write_association
 from bkgmatch.image_stack import Background
+from bkgmatch.images import same_unit
 from bkgmatch.steps.cards import PRODUCT_CARD, card, drop_cards, drop_status, put_card, put_status
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.library import stem
@@ -181,7 +182,7 @@ def find_background(model: JwstDataModel, folder: Path) -> Path | None:
     Raises
     ------
     ValueError
-        If the file is not there.
+        If the file is not there, or has another unit or shape than the exposure.
     """
     if not is_background_subtracted(model):
         return None
@@ -189,7 +190,24 @@ def find_background(model: JwstDataModel, folder: Path) -> Path | None:
     if not (file and (folder / file).is_file()):
         where = f"{file} is not in {folder}; put it there" if file else "was not saved; use the input of the step"
         raise ValueError(f"{model.meta.filename}: its background {where}")
+    with read_file(folder / file, datamodels.open) as background:
+        _check_alike(model, background, folder / file)
     return folder / file
+
+
+def _check_alike(model: JwstDataModel, background: JwstDataModel, file: Path) -> None:
+    """Raise ValueError if an exposure has changed since its background was subtracted."""
+    units = [one.meta.bunit_data or "" for one in (model, background)]
+    if not same_unit(*units):
+        raise ValueError(
+            f"{model.meta.filename} has the unit {units[0]}, its background {file} {units[1]}; give the exposure as it "
+            "was when that was subtracted"
+        )
+    if model.data.shape != background.data.shape:
+        raise ValueError(
+            f"{model.meta.filename} has shape {model.data.shape}, its background {file} {background.data.shape}; give "
+            "the exposure as it was when that was subtracted"
+        )
 
 
 def undo_background(model: JwstDataModel, folder: Path) -> bool:
@@ -211,7 +229,7 @@ def undo_background(model: JwstDataModel, folder: Path) -> bool:
     Raises
     ------
     ValueError
-        If the background is not there.
+        If the background is not there, or has another unit or shape than the exposure.
     """
     file = find_background(model, folder)
     if file is not None:

@@ -1,7 +1,7 @@
 """What all steps do alike: parameter references, names of results, and the association of what they save."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
@@ -21,8 +21,8 @@ from bkgmatch.journal import Journal
 from bkgmatch.progress import Times, stage
 from bkgmatch.reasons import reason
 from bkgmatch.report import check_page, page_beside, write_report
+from bkgmatch.saved import without_suffix
 from bkgmatch.steps.crds import OptionalCrds
-from bkgmatch.steps.library import without_suffix
 from bkgmatch.steps.streamed import quick_collection
 from bkgmatch.workspace import ended_by_signals
 from bkgmatch.written import check_folder, whole_file
@@ -60,7 +60,7 @@ class BackgroundStep(OptionalCrds, Step):
                 result = super().run(*args)
                 for write in self.pages:
                     with stage("report"):
-                        self._write_page(write)
+                        self._report(write)
         except BaseException:
             for journal in self.journals:
                 journal.leave()
@@ -71,10 +71,14 @@ class BackgroundStep(OptionalCrds, Step):
             log.info("Time: %s", times)
         return result
 
-    def _write_page(self, write: Callable[[], None]) -> None:
-        """Write a page. The results are there already: they are worth more than it."""
+    def kept_files(self) -> list[Path]:
+        """Files that results must not replace, beside those of the exposures."""
+        return []
+
+    def _report(self, make: Callable[[], None]) -> None:
+        """Make the page, or pictures for it. The results are worth more than these."""
         try:
-            write()
+            make()
         except Exception as error:  # of many kinds: names that matplotlib cannot draw, a full disk
             log.warning("The report %s could not be written: %s", self._page, reason(error))
 
@@ -90,8 +94,8 @@ class BackgroundStep(OptionalCrds, Step):
         self._page = page_beside(self.save_table) if self.save_table else Path(page)
         check_page(self._page)
 
-    def keep_report(self, exposures: Table, pairs: Table | None = None, **seen: Any) -> None:
-        """Keep what the page shows, with the pictures that `write_report` takes, until the results are written."""
+    def keep_report(self, exposures: Table, pairs: Table | None, see: Callable[[], Mapping[str, Any]]) -> None:
+        """Keep what the page shows, with the pictures of ``see()`` that `write_report` takes, until all is written."""
         versions = {name: version(name) for name in ("jwst", "numpy", "astropy", "scipy")}
         facts = {
             "product": self._product,
@@ -99,7 +103,8 @@ class BackgroundStep(OptionalCrds, Step):
             **versions,
             "python": python_version(),
         }
-        self.pages.append(partial(_write, self._page, exposures, pairs, facts=facts, **seen))
+        page = partial(_write, self._page, exposures, pairs, facts=facts)
+        self._report(lambda: self.pages.append(partial(page, **see())))
 
     def remove_suffix(self, name: str) -> tuple[str, str | None]:
         """Remove the suffix of an earlier step; jwst does not know ours."""

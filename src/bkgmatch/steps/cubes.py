@@ -62,7 +62,7 @@ def cube_voxels(
     channel, band : str
         Channel and band.
     cubepar : str or None
-        Reference file with the parameters of cubes; None: that of CRDS.
+        Reference file with the parameters of cubes; there must be one.
 
     Returns
     -------
@@ -70,6 +70,11 @@ def cube_voxels(
         The voxels of each exposure.
     CubeGrid
         Where they are.
+
+    Raises
+    ------
+    ValueError
+        If there is no reference file, or it has no parameters for the channel and band.
     """
     given = {"override_cubepar": cubepar} if cubepar else {}
     parameters = {

@@ -16,10 +16,11 @@ from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import SpectralExposure, SpectralPixels
-from bkgmatch.images import naming, writing
+from bkgmatch.images import common_unit, naming, writing
 from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.steps.inputs import (
     check_inputs,
+    check_opened,
     check_outputs,
     exposure_files,
     is_association,
@@ -76,6 +77,7 @@ def open_models(step: Step, inputs: Sequence[Any]) -> tuple[Models, list[Path], 
     is_single = isinstance(given, str | Path | JwstDataModel) and not is_set
     if isinstance(given, ModelLibrary) or (files and not is_single and not step.in_memory):
         library = open_library(given, in_memory=step.in_memory, temp_dir=step.temp_dir)
+        check_opened(step, library)
         return library, exposure_files(library, files), False
     if is_set:
         return _open_association(given), files, False
@@ -86,10 +88,10 @@ def open_models(step: Step, inputs: Sequence[Any]) -> tuple[Models, list[Path], 
         raise ValueError(
             "there are no exposures to match; give an association or files, such as *_mirifushort_cal.fits"
         )
-    if is_container:
-        return given, [], False
     opened = [m if isinstance(m, JwstDataModel) else read_file(m, datamodels.open) for m in members]
-    return ModelContainer(opened), files, is_single
+    models = given if is_container else ModelContainer(opened)
+    check_opened(step, models)
+    return models, files, is_single
 
 
 def _open_association(given: Any) -> ModelContainer:
@@ -124,7 +126,7 @@ def world(model: JwstDataModel, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarra
 
 @dataclass(frozen=True)
 class _Known:
-    """What is kept of a model."""
+    """What is kept of a model; of backgrounds that are no images only the name."""
 
     name: str
     channels: str
@@ -187,14 +189,23 @@ class IFUModels:
 
     @property
     def unit(self) -> str:
-        """Unit of the data, if all exposures have the same."""
-        units = {known.unit for known in self._known}
+        """Unit of the data, if all science exposures have the same."""
+        units = {self._known[i].unit for i in self.science}
         return units.pop() if len(units) == 1 else ""
+
+    def check_units(self) -> None:
+        """Raise ValueError if science exposures have different units."""
+        common_unit([(self._known[i].name, self._known[i].unit) for i in self.science])
 
     @property
     def science(self) -> list[int]:
         """The exposures that are not dedicated backgrounds."""
         return [i for i, known in enumerate(self._known) if known.is_science]
+
+    @property
+    def images(self) -> list[int]:
+        """The science exposures, and dedicated backgrounds that are images, not spectra that were extracted of them."""
+        return [i for i, known in enumerate(self._known) if known.is_science or known.channels]
 
     def groups(self) -> dict[tuple[str, str], list[int]]:
         """
@@ -290,10 +301,12 @@ def _use_file(item: tuple[Path, Callable[[JwstDataModel], Any]]) -> Any:
 
 def _know(model: JwstDataModel, *, is_science: bool, check: Callable[[JwstDataModel], None] | None) -> _Known:
     name, instrument = model.meta.filename or "model", model.meta.instrument
+    data = getattr(model, "data", None)
+    if not is_science and (data is None or data.ndim != 2):
+        return _Known(name, "", "", "", "", False, {})
     kind = model.meta.exposure.type
     if kind not in (None, "MIR_MRS"):
         raise ValueError(f"{name}: the exposure type is {kind}; only exposures of MIRI MRS (MIR_MRS) can be matched")
-    data = getattr(model, "data", None)
     if data is None or data.ndim != 2:
         raise ValueError(
             f"{name}: the model is {type(model).__name__}, not a 2-D image of the slices; give *_cal.fits files"

@@ -1,6 +1,7 @@
 """calwebb_image3 with the steps of bkgmatch in place."""
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ from bkgmatch.steps import image_for_image, level_match, skymatch
 from bkgmatch.steps.crds import OptionalCrds
 from bkgmatch.steps.inputs import is_association
 from bkgmatch.steps.streamed import StreamedLibrary
-from bkgmatch.steps.sub_steps import preceded, prepare_saving, told_in_headers
+from bkgmatch.steps.sub_steps import preceded, prepare_saving, told_in_headers, with_values
+from bkgmatch.workspace import ended_by_signals
 
 __all__ = ["Image3Pipeline"]
 
@@ -77,16 +79,15 @@ class Image3Pipeline(OptionalCrds, pipeline.Image3Pipeline):
         input_data : str, Path, dict, list, ModelLibrary, ModelContainer or datamodel
             Association, or what jwst's Image3Pipeline takes.
         """
-        for step in (self.image_for_image, self.level_match, self.skymatch):
-            prepare_saving(step, input_data)
-            step.in_memory = step.in_memory and self.in_memory
-        given = self.skymatch.skip
-        self.skymatch.skip = self._is_skymatch_skipped()
-        try:
-            with preceded(self.skymatch, self._match), told_in_headers(self.resample):
-                super().process(str(input_data) if isinstance(input_data, Path) else input_data)
-        finally:
-            self.skymatch.skip = given
+        with ExitStack() as stack:
+            stack.enter_context(ended_by_signals())
+            for step in (self.image_for_image, self.level_match, self.skymatch):
+                prepare_saving(step, input_data)
+                stack.enter_context(with_values(step, in_memory=step.in_memory and self.in_memory))
+            stack.enter_context(with_values(self.skymatch, skip=self._is_skymatch_skipped()))
+            stack.enter_context(preceded(self.skymatch, self._match))
+            stack.enter_context(told_in_headers(self.resample))
+            super().process(str(input_data) if isinstance(input_data, Path) else input_data)
 
     def _load_input_as_library(self, given: Any) -> ModelLibrary:
         if self.in_memory or not is_association(given):

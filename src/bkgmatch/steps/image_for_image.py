@@ -9,6 +9,7 @@ from jwst.datamodels import ModelLibrary
 from stdatamodels.jwst.datamodels import ImageModel, JwstDataModel
 
 from bkgmatch.execution import Work
+from bkgmatch.exposures import Exposure
 from bkgmatch.image_backgrounds import MADE, ImageBackgrounds, SourceGuide, make_backgrounds
 from bkgmatch.image_story import story
 from bkgmatch.journal import file_digest, fingerprint
@@ -132,8 +133,7 @@ class ImageForImageStep(BackgroundStep):
             if self.save_table:
                 save_tables(self.save_table, table)
             if self.report:
-                shown = pictures_of_backgrounds(exposures, found)
-                self.keep_report(table, shown=shown, example=example_of(exposures, found))
+                self.keep_report(table, None, partial(_pictures, exposures, found))
             with stage("subtraction"):
                 for i in range(len(known.names)):
                     known.update(i, partial(self._apply, found=found, i=i, files=files))
@@ -168,11 +168,6 @@ class ImageForImageStep(BackgroundStep):
             look=partial(_kind, integrations=self.match_integrations),
         )
         known.check_units()
-        shared = [name for name in known.names if name.endswith("]")]
-        if shared and self.save_results:
-            raise ValueError(
-                f"several models have one name ({shared[0]}, ...): results would replace each other; rename them"
-            )
         return known
 
     def _apply(self, model: JwstDataModel, found: ImageBackgrounds, i: int, files: list[Path]) -> None:
@@ -207,6 +202,10 @@ class ImageForImageStep(BackgroundStep):
             path = self.make_output_path(basepath=name, suffix=f"sources{number}", ext="fits")
             mask.write(Path(path))
             log.info("Source mask saved as %s", path)
+
+
+def _pictures(exposures: list[Exposure], found: ImageBackgrounds) -> dict[str, Any]:
+    return {"shown": pictures_of_backgrounds(exposures, found), "example": example_of(exposures, found)}
 
 
 def _kind(model: JwstDataModel, integrations: bool) -> Kind:

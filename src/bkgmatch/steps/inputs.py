@@ -16,7 +16,7 @@ from stcal.multiprocessing import compute_num_cores
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel, read_metadata
 
-from bkgmatch.images import check_distinct, check_listed_once, naming
+from bkgmatch.images import check_listed_once, naming
 from bkgmatch.paths import is_there, located
 from bkgmatch.reasons import reason
 from bkgmatch.record import check_tables
@@ -25,6 +25,7 @@ from bkgmatch.written import check_folder
 
 __all__ = [
     "check_inputs",
+    "check_opened",
     "check_outputs",
     "exposure_files",
     "input_files",
@@ -96,22 +97,58 @@ def check_outputs(step: Step, files: list[Path], given: Any = None) -> None:
         If its table would replace something that is no table, or a result or its association an input, or results would
         replace each other.
     """
-    if step.save_table and not located(step.save_table).parent.is_dir():
-        raise FileNotFoundError(f"the folder of save_table={step.save_table} does not exist; make it first")
     if step.save_table:
         check_tables(step.save_table)
     if step.save_results:
-        check_distinct(files)
         check_folder(Path(step.make_output_path(basepath="any.fits")).parent)
-    for file in files if step.save_results else []:
-        if located(step.make_output_path(basepath=file.name)) == file:
-            raise ValueError(f"the result would overwrite the input {file}; set output_dir or another suffix")
+    _check_results(step, [file.name for file in files], files)
     if step.save_results and is_association(given) and not isinstance(given, dict):
         path, folder = located(given), located(step.make_output_path(basepath="any.fits")).parent
         if path.parent == folder and path.name.endswith(f"_{step.suffix}_asn.json"):
             raise ValueError(
                 f"the association of the results might overwrite {given}; set output_dir or another suffix"
             )
+
+
+def check_opened(step: Step, models: ModelLibrary | ModelContainer) -> None:
+    """
+    Check the exposures of a set, which may have been given as one.
+
+    Parameters
+    ----------
+    step : Step
+        The step, with its parameters.
+    models : ModelLibrary or ModelContainer
+        The exposures.
+
+    Raises
+    ------
+    ValueError
+        If one is there twice, or results would replace each other or the files of the set.
+    """
+    files = _files_of(models)
+    check_listed_once(files)
+    if isinstance(models, ModelLibrary):
+        names = [Path(member["expname"]).name for member in models.asn["products"][0]["members"]]
+    else:
+        names = [model.meta.filename for model in models if model.meta.filename]
+    _check_results(step, names, files)
+
+
+def _check_results(step: Step, names: Sequence[str], files: Sequence[Path]) -> None:
+    """Raise ValueError if results of exposures with these names would replace each other, or a file that is used."""
+    kept, by_name = {*files, *step.kept_files()}, {file.name: file for file in files}
+    results: dict[Path, str] = {}
+    for name in names if step.save_results else []:
+        given = Path(step.make_output_path(basepath=name))
+        path = located(given.parent) / given.name  # a link of that name is replaced, not what it leads to
+        if path in results:
+            raise ValueError(
+                f"the results of {results[path]} and of {name} would replace each other ({path.name}): rename them"
+            )
+        if path in kept or located(path) == by_name.get(name):
+            raise ValueError(f"the result would overwrite the input {path}; set output_dir or another suffix")
+        results[path] = name
 
 
 def open_inputs(
@@ -139,15 +176,14 @@ def open_inputs(
     Raises
     ------
     FileNotFoundError, ValueError
-        As `check_inputs`, `check_outputs` and `open_library`.
+        As `check_inputs`, `check_outputs`, `check_opened` and `open_library`.
     """
     given = inputs[0] if len(inputs) == 1 else list(inputs)
     files = check_inputs(given)
     check_outputs(step, files, given)
     prepared = step.prepare_output(given, open_models=False)
     library = open_library(prepared, in_memory=step.in_memory, temp_dir=step.temp_dir, exptypes=exptypes)
-    if isinstance(given, ModelLibrary):
-        check_outputs(step, _files_of(given))
+    check_opened(step, given if isinstance(given, ModelContainer) else library)
     return library, files
 
 
@@ -260,10 +296,16 @@ def with_head(library: ModelLibrary, association: Mapping[str, Any]) -> ModelLib
     return library
 
 
-def _files_of(library: ModelLibrary) -> list[Path]:
-    """Files of a library, as far as they are known."""
-    folder = Path(str(library.asn_dir))  # None for a library of models
-    return [located(folder / m["expname"]) for m in library.asn["products"][0]["members"]] if folder.is_dir() else []
+def _files_of(models: ModelLibrary | ModelContainer) -> list[Path]:
+    """Files of a set of models, as far as they are known."""
+    if isinstance(models, ModelLibrary):
+        folder, association = Path(str(models.asn_dir)), models.asn  # None for a library of models
+    elif models.asn_file_path:
+        folder, association = Path(models.asn_file_path).absolute().parent, models.asn_table
+    else:
+        return []
+    members = association["products"][0]["members"]
+    return [located(folder / member["expname"]) for member in members] if folder.is_dir() else []
 
 
 def _open_association(

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.level_story import story
 from bkgmatch.levels import LevelMatch, match_levels
 from bkgmatch.options import LevelMatchOptions
-from bkgmatch.paths import is_there
+from bkgmatch.paths import is_there, located
 from bkgmatch.pictures import pictures_of_levels
-from bkgmatch.plots import PairPlots
+from bkgmatch.plots import PairPlots, check_plots
 from bkgmatch.progress import stage
 from bkgmatch.record import level_pair_table, level_table, save_tables
 from bkgmatch.reference import REFERENCE_POLICIES
@@ -24,13 +25,15 @@ from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.inputs import exposure_files, open_inputs, plain_names
 from bkgmatch.steps.library import LibraryExposures, full_name
 from bkgmatch.steps.parts import Part, find_parts, largest_pull, plane_records, recombined, split_halves
-from bkgmatch.steps.plane_record import read_record, skip_planes
+from bkgmatch.steps.plane_record import earlier_record, skip_planes
 from bkgmatch.steps.working import work_of
 from bkgmatch.stories import tell
 
 __all__ = ["LevelMatchStep"]
 
 log = logging.getLogger("stpipe.bkgmatch.level_match")
+
+_NOTED = ("subtract", "dqbits", "fixed", "recombine_lyot", "combine_nircam_short")
 
 
 class LevelMatchStep(BackgroundStep):
@@ -81,6 +84,10 @@ class LevelMatchStep(BackgroundStep):
         super().__init__(*args, **kwargs)
         self.fixed = plain_names(self.fixed)
 
+    def kept_files(self) -> list[Path]:
+        """Files that results must not replace: those that are fixed."""
+        return [located(name) for name in self.fixed or [] if Path(name).is_file()]
+
     def process(self, *inputs: Any) -> ModelLibrary:
         """
         Run the step.
@@ -100,26 +107,30 @@ class LevelMatchStep(BackgroundStep):
         ValueError, FileNotFoundError
             If an input or an option cannot be used; the message says which and what to do.
         """
+        if self.save_plots:
+            check_plots(self.save_plots)
         library, files = open_inputs(self, inputs)
         self.plan_report(library)
         with library, work_of(self, len(library), from_files=bool(files)) as work:
             files = exposure_files(library, files)
-            known = LibraryExposures(library, dqbits=self.dqbits, subtract=None, work=work, files=files)
+            look = partial(earlier_record, subtract=self.subtract)
+            known = LibraryExposures(library, dqbits=self.dqbits, subtract=None, work=work, files=files, look=look)
             known.check_units()
             halves = split_halves(known) if self.recombine_lyot else {}
             parts = find_parts(known, halves, lyot=self.recombine_lyot, chips=self.combine_nircam_short)
-            exposures = self._with_fixed(known, parts, work)
+            exposures = self._with_fixed(known, files, parts, work)
             options = self._options([e.name for e in exposures])
             watch = PairPlots(Path(self.save_plots), known.unit).draw if self.save_plots else None
             with stage("solution"):
                 match = match_levels(exposures, options, work=work, watch=watch)
-            made_with = {name: getattr(self, name) for name in ("subtract", "dqbits", "fixed")}
+            made_with = {name: getattr(self, name) for name in _NOTED}
             table = level_table(match, options, unit=known.unit, relative=known.are_relative, **made_with)
             pairs = level_pair_table(match, unit=known.unit)
             if self.save_table:
                 save_tables(self.save_table, table, pairs)
             if self.report:
-                self.keep_report(table, pairs, shown=pictures_of_levels(exposures, table, work=work))
+                see = partial(pictures_of_levels, exposures, table, work=work)
+                self.keep_report(table, pairs, lambda: {"shown": see()})
             with stage("subtraction"):
                 done = self._apply(known, parts, match)
             tell(log, story(match, known.unit, done))
@@ -134,16 +145,11 @@ class LevelMatchStep(BackgroundStep):
         values = {name: getattr(self, name) for name in LevelMatchOptions.__dataclass_fields__}
         return LevelMatchOptions(**values | {"reference": full_name(self.reference, REFERENCE_POLICIES, names)})
 
-    def _with_fixed(self, known: LibraryExposures, parts: list[Part], work: Work) -> list[Exposure]:
+    def _with_fixed(self, known: LibraryExposures, files: list[Path], parts: list[Part], work: Work) -> list[Exposure]:
         """Mark the exposures that are fixed, and add images that are not among them."""
-        fixed = {name: full_name(name, (), known.names) for name in self.fixed or []}
+        fixed = {name: _held(name, known.names, files) for name in self.fixed or []}
         marked = [replace(p.exposure, is_fixed=known.names[p.index] in fixed.values()) for p in parts]
-        others = [name for name, full in fixed.items() if full not in known.names]
-        for name in others:
-            if not is_there(name):
-                raise FileNotFoundError(
-                    f"fixed={name} is neither one of the exposures ({known.names[0]}, ...) nor a file"
-                )
+        others = [name for name, full in fixed.items() if full is None]
         images = [FitsImage.open(name) for name in others]
         for image in images:
             if not same_unit(image.unit, known.unit):
@@ -158,7 +164,7 @@ class LevelMatchStep(BackgroundStep):
     def _apply(self, known: LibraryExposures, parts: list[Part], match: LevelMatch) -> str:
         """Subtract and record; return what was done, nothing if it has been done before."""
         records = plane_records(parts, match, subtract=self.subtract)
-        earlier = [known.use(index, read_record) for index in records]
+        earlier = [known.seen[index] for index in records]
         moved = largest_pull(parts, match)
         if records and all(record is not None and record.subtracted for record in earlier) and moved < 1:
             log.info(
@@ -171,3 +177,18 @@ class LevelMatchStep(BackgroundStep):
             record = records.get(index)
             known.update(index, record.apply if record else skip_planes)
         return "subtracted" if self.subtract else "recorded"
+
+
+def _held(given: str, names: list[str], files: list[Path]) -> str | None:
+    """Name of the exposure that is fixed, None for a file of another image; ValueError if it is another file of one."""
+    path, name = Path(given), full_name(given, (), names)
+    if path.is_file() and located(path) in files:
+        return names[files.index(located(path))]
+    is_of_models = not files and path.name in names  # they may have been opened from it
+    if path.is_file() and name in names and name != given and not is_of_models:
+        raise ValueError(
+            f"fixed={given} is another file of {name}, which is among the exposures; leave one of them out"
+        )
+    if name not in names and not is_there(path):
+        raise FileNotFoundError(f"fixed={given} is neither one of the exposures ({names[0]}, ...) nor a file")
+    return name if name in names else None

@@ -1,7 +1,6 @@
 """A library of JWST models as exposures of the core."""
 
 import logging
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,9 +19,10 @@ from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
 from bkgmatch.execution import HERE, Work
 from bkgmatch.exposures import Exposure, Pixels
-from bkgmatch.images import naming, same_unit, writing
+from bkgmatch.images import common_unit, naming, writing
 from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.masks import find_masks, read_mask, read_regions, region_mask
+from bkgmatch.saved import SavedLevels, same_exposure, without_suffix
 from bkgmatch.steps.cards import PRODUCT_CARD, card
 from bkgmatch.steps.inputs import unreadable, use_file
 from bkgmatch.steps.packed import PackedWcs
@@ -38,11 +38,7 @@ __all__ = [
     "is_level_recorded",
     "stem",
     "unique_names",
-    "without_suffix",
 ]
-
-
-_OUR_SUFFIX = re.compile("_(levelmatch|mrsimatch|i4i)$")
 
 
 def stem(name: str) -> str:
@@ -51,20 +47,12 @@ def stem(name: str) -> str:
     return f"{remove_suffix(without_suffix(Path(file).stem))[0]}{bracket}{number}"
 
 
-def without_suffix(name: str) -> str:
-    """Name without the suffix of a step of bkgmatch that jwst does not know."""
-    return _OUR_SUFFIX.sub("", name)
-
-
 def full_name(given: str, policies: Sequence[str], names: Sequence[str]) -> str:
     """Name of the exposure that is meant, with or without suffix and extension; or the policy."""
     given = str(given)  # None, too
     if given.lower() in policies:
         return given.lower()
-    if given in names:
-        return given
-    meant = [name for name in names if stem(name) == stem(given)]
-    return meant[0] if len(meant) == 1 else given
+    return same_exposure(given, names, stem) or given
 
 
 def bad_dq_bits(dqbits: str | None) -> int:
@@ -191,12 +179,12 @@ class LibraryExposures:
 
     def check_units(self) -> None:
         """Raise ValueError if exposures have different units."""
-        first = next((known for known in self._known if known.unit), None)
-        for known in self._known:
-            if first and not same_unit(known.unit, first.unit):
-                raise ValueError(
-                    f"{known.name} has the unit {known.unit}, {first.name} {first.unit}: give exposures of one unit"
-                )
+        common_unit([(known.name, known.unit) for known in self._known])
+
+    def check_levels(self, saved: SavedLevels, rows: Sequence[str]) -> None:
+        """Raise ValueError if levels of a table, by their names in it, are not those of the exposures as they are."""
+        for known, row in zip(self._known, rows, strict=True):
+            saved.check(known.name, row, unit=known.unit, is_matched=known.is_earlier_matched)
 
     @property
     def previous(self) -> np.ndarray:
@@ -339,7 +327,7 @@ def _know(model: JwstDataModel, *, subtract: bool | None, find_wcs: Callable, lo
     wcs = partial(model.meta.wcs, with_bounding_box=False) if model.meta.wcs is not None else find_wcs(model)
     if wcs is None:
         raise ValueError(f"{name}: there is no WCS; run the assign_wcs step first")
-    exposure, background = model.meta.exposure, model.meta.background
+    exposure = model.meta.exposure
     times = (exposure.mid_time, exposure.start_time)
     return _Known(
         name=name,
@@ -347,13 +335,20 @@ def _know(model: JwstDataModel, *, subtract: bool | None, find_wcs: Callable, lo
         has_wcs=model.meta.wcs is not None,
         time=next((float(t) for t in times if t is not None), None),
         previous=0.0 if subtract is None else _previous_level(model, name, subtract=subtract),
-        recorded=float(background.level or 0) if subtract is None and background.subtracted is False else 0.0,
+        recorded=_recorded_level(model) if subtract is None else 0.0,
         is_earlier_matched=is_earlier_matched(model, is_sky=subtract is not None),
         file=model.meta.filename or "",
         unit=model.meta.bunit_data or "",
         tile=tile_of(model),
         seen=look(model),
     )
+
+
+def _recorded_level(model: JwstDataModel) -> float:
+    """Level that resample will subtract; from its mosaics it has."""
+    background = model.meta.background
+    is_mosaic = model.meta.cal_step.resample == "COMPLETE"
+    return float(background.level or 0) if background.subtracted is False and not is_mosaic else 0.0
 
 
 def is_earlier_matched(model: JwstDataModel, *, is_sky: bool) -> bool:

@@ -10,15 +10,13 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.apply import add_variance, remove_variance, shift
-from bkgmatch.images import check_copies, naming, writing
-from bkgmatch.paths import is_there
+from bkgmatch.images import FitsImage, check_copies, is_jwst, naming, write_copies, writing
 from bkgmatch.steps.background_files import find_background, undo_background
 from bkgmatch.steps.cards import card, drop_cards, put_card
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.library import is_level_recorded
 from bkgmatch.steps.plane_record import read_record, undo_plane
 from bkgmatch.steps.polynomial_record import undo_polynomials
-from bkgmatch.written import whole_files
 
 __all__ = ["LevelRecord", "skip", "undo", "undo_files"]
 
@@ -64,8 +62,9 @@ class LevelRecord:
 
 
 def skip(model: JwstDataModel) -> None:
-    """Mark a model that could not be matched."""
-    model.meta.cal_step.skymatch = "SKIPPED"
+    """Mark a model that could not be matched, unless it was before."""
+    if model.meta.background.level is None:
+        model.meta.cal_step.skymatch = "SKIPPED"
 
 
 def undo(model: JwstDataModel, folder: Path = Path()) -> bool:
@@ -89,21 +88,24 @@ def undo(model: JwstDataModel, folder: Path = Path()) -> bool:
     ValueError
         If the background image is not there, or a part of a record is lost.
     """
-    undone = [undo_background(model, folder), undo_polynomials(model), undo_plane(model), _undo_level(model)]
+    # Whatever came first: planes alone leave blank pixels as they are, which are zero again when all else is undone.
+    undone = [undo_background(model, folder), undo_polynomials(model), _undo_level(model), undo_plane(model)]
     return any(undone)
 
 
 def _undo_level(model: JwstDataModel) -> bool:
     background = model.meta.background
+    model.meta.cal_step.skymatch = None
     if not is_level_recorded(model, model.meta.filename):
         return False
     if background.subtracted:
-        model.data = shift(model.data, background.level)
+        was_zero = model.data == shift(np.zeros(1, model.data.dtype), -background.level)
+        model.data = np.where(was_zero, model.data.dtype.type(0), shift(model.data, background.level))
+        model.add_history_entry(f"bkgmatch {version('bkgmatch')} added the sky level {background.level:.8g} back")
         sigma = card(model, _SIGMA_CARD)
         if sigma is not None:
             _remove_errors(model, float(sigma))
     background.level = background.subtracted = background.method = None
-    model.meta.cal_step.skymatch = None
     return True
 
 
@@ -114,7 +116,7 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
     Parameters
     ----------
     files : sequence of Path
-        Matched exposures; they are not changed.
+        Matched JWST exposures, and images that ``bkgmatch level`` has matched; they are not changed.
     folder : Path
         Folder for the results, which keep the names of the files.
 
@@ -128,38 +130,43 @@ def undo_files(files: Sequence[Path], folder: Path) -> dict[Path, bool]:
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If a file is no exposure, a part of a record is lost, a background image is not beside it, or a result would
-        replace its input. Nothing is written then.
+        If a file is no exposure, a part of a record is lost, a background image is not beside it or is another's, or a
+        result would replace its input. Nothing is written then.
     """
-    for file in files:
-        if not is_there(file):
-            raise FileNotFoundError(f"{file} does not exist")
     check_copies(files, folder)
-    for file in files:
-        with _open_image(file) as model, naming(file):
-            if "COMPLETE" in (model.meta.cal_step.resample, model.meta.cal_step.cube_build):
-                raise ValueError(f"{file} is a mosaic or a cube; give the exposures that it was made of")
-            _check_records(model, file.parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_files(folder) as parts:
-        undone = [_write_undone(file, parts) for file in files]
-    return {folder / file.name: done for file, done in zip(files, undone, strict=True)}
+    writers = [_undo_model(file) if is_jwst(file) else _undo_image(file) for file in files]
+    return write_copies(files, folder, writers)
 
 
-def _write_undone(file: Path, folder: Path) -> bool:
-    """Undo into a folder; return whether there was anything to undo."""
-    with _open_image(file) as model:
-        with naming(file):
-            undone = undo(model, file.parent)
-        with writing(file):
-            model.save(folder / file.name)
-    return undone
+def _undo_model(file: Path) -> Callable[[Path], bool]:
+    """Check an exposure, and return what writes its copy into a folder."""
+    with _open_image(file) as model, naming(file):
+        if "COMPLETE" in (model.meta.cal_step.resample, model.meta.cal_step.cube_build):
+            raise ValueError(f"{file} is a mosaic or a cube; give the exposures that it was made of")
+        _check_records(model, file.parent)
+
+    def write(folder: Path) -> bool:
+        with _open_image(file) as model:
+            with naming(file):
+                undone = undo(model, file.parent)
+            with writing(file):
+                model.save(folder / file.name)
+        return undone
+
+    return write
+
+
+def _undo_image(file: Path) -> Callable[[Path], bool]:
+    image = FitsImage.open(file)
+    return lambda folder: image.undo(folder)[1]
 
 
 def _check_records(model: JwstDataModel, folder: Path) -> None:
     """Raise ValueError if a part of what is to be undone is lost."""
     find_background(model, folder)
-    read_record(model)
+    planes = read_record(model)
+    if planes and planes.subtracted:
+        planes.check(model)
     if not len(model.meta.background.polynomial_info):
         is_level_recorded(model, model.meta.filename)
 

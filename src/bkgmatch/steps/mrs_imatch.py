@@ -107,6 +107,7 @@ class MRSIMatchStep(BackgroundStep):
             check = partial(check_background, subtract=self.subtract)
             known = IFUModels(models, dqbits=self.dqbits, check=check, work=work, files=files)
             groups = self._chosen(known.groups())
+            known.check_units()
             with stage("solution"):
                 matches = {g: self._match(known, g, members, options, work) for g, members in groups.items()}
             self._tell(known, matches)
@@ -161,13 +162,10 @@ class MRSIMatchStep(BackgroundStep):
         if self.save_table:
             save_tables(self.save_table, table, pairs)
         if self.report:
-            shown = [
-                _picture(known, i, k, group, matches[group]) for group, of in groups.items() for k, i in enumerate(of)
-            ]
-            self.keep_report(table, pairs, shown=[one for one in shown if one])
+            self.keep_report(table, pairs, partial(_pictures, known, groups, matches))
 
     def _record(self, known: IFUModels, groups: dict[Group, list[int]], matches: dict[Group, SpectralMatch]) -> None:
-        polynomials: dict[int, dict[str, Polynomial]] = {index: {} for index in range(len(known.names))}
+        polynomials: dict[int, dict[str, Polynomial]] = {index: {} for index in known.images}
         matched = set()
         for group, members in groups.items():
             for place, index in enumerate(members):
@@ -190,6 +188,13 @@ class MRSIMatchStep(BackgroundStep):
                 "Nothing is subtracted (subtract=False): the polynomials are recorded, which cube_build does not read. "
                 "Use subtract=True to match the data"
             )
+
+
+def _pictures(
+    known: IFUModels, groups: dict[Group, list[int]], matches: dict[Group, SpectralMatch]
+) -> dict[str, list[Shown]]:
+    shown = [_picture(known, i, k, group, matches[group]) for group, of in groups.items() for k, i in enumerate(of)]
+    return {"shown": [one for one in shown if one]}
 
 
 def _picture(known: IFUModels, index: int, place: int, group: Group, match: SpectralMatch) -> Shown | None:

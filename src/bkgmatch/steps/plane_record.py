@@ -12,7 +12,16 @@ from bkgmatch.apply import shift
 from bkgmatch.planes import Plane
 from bkgmatch.steps.cards import card, drop_cards, drop_status, put_card, put_status
 
-__all__ = ["PlaneRecord", "joined_record", "lyot_box", "read_record", "skip_planes", "undo_plane", "write_record"]
+__all__ = [
+    "PlaneRecord",
+    "earlier_record",
+    "joined_record",
+    "lyot_box",
+    "read_record",
+    "skip_planes",
+    "undo_plane",
+    "write_record",
+]
 
 _NO_SKY = dq_flags["DO_NOT_USE"] | dq_flags["NON_SCIENCE"]
 _KEYWORDS = {
@@ -51,9 +60,18 @@ class PlaneRecord:
             lyot = (self.lyot or self.science) + (other.lyot or other.science)
         return replace(other, science=self.science + other.science, lyot=lyot)
 
+    def check(self, model: JwstDataModel) -> None:
+        """Raise ValueError if a model has no WCS, without which a plane has no values on its pixels."""
+        is_tilted = any(self.science.slope) or (self.lyot is not None and any(self.lyot.slope))
+        if is_tilted and model.meta.wcs is None:
+            raise ValueError(f"{model.meta.filename} has no WCS; run the assign_wcs step first")
+
     def image(self, model: JwstDataModel) -> np.ndarray | float:
         """Background on the pixels of a model."""
-        wcs, shape = partial(model.meta.wcs, with_bounding_box=False), model.data.shape
+        self.check(model)
+        wcs, shape = model.meta.wcs, model.data.shape
+        if wcs is not None:
+            wcs = partial(wcs, with_bounding_box=False)
         science = self.science.on_pixels(wcs, shape)
         if self.lyot is None:
             return science
@@ -64,12 +82,8 @@ class PlaneRecord:
 
     def apply(self, model: JwstDataModel) -> None:
         """Subtract from a model, if that is asked for, and record; what was subtracted before stays on record."""
-        earlier = read_record(model)
-        total = self
-        if earlier and earlier.subtracted:
-            if not self.subtracted:
-                return
-            total = earlier + self
+        earlier = earlier_record(model, subtract=self.subtracted)
+        total = earlier + self if earlier and earlier.subtracted else self
         if self.subtracted:
             _add(model, -self.image(model))
         write_record(model, total)
@@ -93,8 +107,20 @@ def lyot_box(shape: tuple[int, ...]) -> tuple[slice, slice]:
 
 
 def skip_planes(model: JwstDataModel) -> None:
-    """Mark a model that could not be matched."""
-    put_status(model, "level_match", "SKIPPED")
+    """Mark a model that could not be matched, unless it was before."""
+    if read_record(model) is None:
+        put_status(model, "level_match", "SKIPPED")
+
+
+def earlier_record(model: JwstDataModel, *, subtract: bool) -> PlaneRecord | None:
+    """Record of a model; ValueError if something is subtracted that now is only to be recorded."""
+    record = read_record(model)
+    if record and record.subtracted and not subtract:
+        raise ValueError(
+            f"{model.meta.filename}: level matching has subtracted a level from it, and subtract=False is to record "
+            "levels only. Use subtract=True, or 'bkgmatch undo' first"
+        )
+    return record
 
 
 def read_record(model: JwstDataModel) -> PlaneRecord | None:
@@ -126,12 +152,13 @@ def undo_plane(model: JwstDataModel) -> bool:
         False if there is no record.
     """
     record = read_record(model)
+    drop_status(model, "level_match")
     if record is None:
         return False
     if record.subtracted:
         _add(model, record.image(model))
+        model.add_history_entry(f"bkgmatch {version('bkgmatch')} added the level {record.science.level:.8g} back")
     _remove_record(model)
-    drop_status(model, "level_match")
     return True
 
 

@@ -60,7 +60,7 @@ def _channels(channel: str | int | Iterable[str | int] | None, known: list[str])
         raise TypeError(f"Unsupported 'channel' type: {type(channel).__name__}; give 1, '1', or a list of these")
     wanted = [str(one) for one in channel]
     missing = sorted(set(wanted) - set(known))
-    return missing + wanted
+    return list(dict.fromkeys(missing + wanted))
 
 
 def find_channel(model: JwstDataModel, channel: str | int) -> int | None:
@@ -183,9 +183,11 @@ def undo_polynomials(model: JwstDataModel) -> bool:
     bool
         False if there is no record.
     """
-    if not len(model.meta.background.polynomial_info):
-        return False
-    if model.meta.background.subtracted:
+    has_record = bool(len(model.meta.background.polynomial_info))
+    if has_record and model.meta.background.subtracted:
         apply_background_2d(model, subtract=False)
-    reset(model)
-    return True
+        model.add_history_entry(f"bkgmatch {version('bkgmatch')} added polynomial backgrounds back")
+    if has_record:
+        reset(model)
+    drop_status(model, "mrs_imatch")
+    return has_record

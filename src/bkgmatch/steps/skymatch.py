@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from bkgmatch.options import METHOD_SYNONYMS, ZERO_POINT_POLICIES, SkyMatchOptio
 from bkgmatch.paths import is_there
 from bkgmatch.pictures import pictures_of_levels
 from bkgmatch.progress import stage
-from bkgmatch.record import exposure_table, pair_table, read_levels, save_tables
+from bkgmatch.record import exposure_table, pair_table, save_tables
+from bkgmatch.saved import read_sky_levels, same_exposure
 from bkgmatch.sky_story import story
 from bkgmatch.steps.base import BackgroundStep
 from bkgmatch.steps.inputs import exposure_files, open_inputs, plain_names
@@ -100,10 +102,8 @@ class SkyMatchStep(BackgroundStep):
         library, files = open_inputs(self, inputs)
         self.plan_report(library)
         with library:
-            if self.skymethod == "user":
-                self._record_given(library, _read_skylist(self.skylist), "user")
-            elif self.apply_table:
-                self._record_given(library, *read_levels(self.apply_table))
+            if self.skymethod == "user" or self.apply_table:
+                self._record_given(library)
             else:
                 self._measure(library, files)
         return library
@@ -135,6 +135,7 @@ class SkyMatchStep(BackgroundStep):
                 masks=self.masks or (),
                 regions=self.regions,
             )
+            inputs.check_units()
             options = self._options(inputs.names)
             with stage("solution"):
                 found = match_skies(inputs.exposures(), options, work=work)
@@ -145,8 +146,8 @@ class SkyMatchStep(BackgroundStep):
             table = exposure_table(match, options, unit=inputs.unit, relative=inputs.are_relative, **made_with)
             pairs = pair_table(match, unit=inputs.unit)
             if self.report:
-                shown = pictures_of_levels(inputs.exposures(), table, previous=inputs.previous, work=work)
-                self.keep_report(table, pairs, shown=shown)
+                see = partial(pictures_of_levels, inputs.exposures(), table, previous=inputs.previous, work=work)
+                self.keep_report(table, pairs, lambda: {"shown": see()})
         with stage("subtraction"):
             for index, (level, sigma) in enumerate(zip(match.level.tolist(), match.sigma.tolist(), strict=True)):
                 self._record(inputs, index, self.skymethod, level, sigma)
@@ -168,25 +169,28 @@ class SkyMatchStep(BackgroundStep):
         )
         inputs.update(index, recorded.apply if np.isfinite(level) else skip)
 
-    def _record_given(self, library: ModelLibrary, given: dict[str, tuple[float, float]], method: str) -> None:
-        inputs = LibraryExposures(library, dqbits=None, subtract=self.subtract)
+    def _record_given(self, library: ModelLibrary) -> None:
         source = self.skylist or self.apply_table
+        saved = read_sky_levels(self.apply_table) if self.apply_table else None
+        levels = saved.levels if saved else _read_skylist(self.skylist)
+        inputs = LibraryExposures(library, dqbits=None, subtract=self.subtract)
         idle = [name for name in ("masks", "regions", "save_table", "report") if getattr(self, name)]
         if idle:
             log.warning("%s: without effect where levels are given, not measured", ", ".join(idle))
-        levels = {stem(name): value for name, value in given.items()}
-        stems = [stem(name) for name in inputs.names]
-        missing = [name for name, key in zip(inputs.names, stems, strict=True) if key not in levels]
+        rows = [same_exposure(name, levels, stem) or "" for name in inputs.names]
+        missing = [name for name, row in zip(inputs.names, rows, strict=True) if not row]
         if missing:
             raise ValueError(f"no level is given for {', '.join(missing)} in {source}")
-        if method == "user" and len(given) != len(stems):
+        if saved:
+            inputs.check_levels(saved, rows)
+        elif len(levels) != len(rows):
             raise ValueError(
-                f"Number of entries in skylist {source} ({len(given)}) does not match number of input images "
-                f"({len(stems)}); list each image once"
+                f"Number of entries in skylist {source} ({len(levels)}) does not match number of input images "
+                f"({len(rows)}); list each image once"
             )
-        for index, key in enumerate(stems):
-            self._record(inputs, index, method, *levels[key])
-        log.info("The levels of %d exposures are taken from %s", len(stems), source)
+        for index, row in enumerate(rows):
+            self._record(inputs, index, saved.skymethod if saved else "user", *levels[row])
+        log.info("The levels of %d exposures are taken from %s", len(rows), source)
 
 
 def _read_skylist(path: str) -> dict[str, tuple[float, float]]:

@@ -8,6 +8,7 @@ from jwst.datamodels import ModelContainer
 from bkgmatch.steps import mrs_imatch
 from bkgmatch.steps.crds import OptionalCrds
 from bkgmatch.steps.sub_steps import preceded, prepare_saving, told_in_headers
+from bkgmatch.workspace import ended_by_signals
 
 __all__ = ["Spec3Pipeline"]
 
@@ -49,7 +50,8 @@ class Spec3Pipeline(OptionalCrds, pipeline.Spec3Pipeline):
             Association, or what jwst's Spec3Pipeline takes.
         """
         prepare_saving(self.mrs_imatch, input_data)
-        with preceded(self.outlier_detection, self._match), told_in_headers(self.cube_build):
+        matching = preceded(self.outlier_detection, self._match)
+        with ended_by_signals(), matching, told_in_headers(self.cube_build):
             super().process(input_data)
 
     def _match(self, models: ModelContainer) -> ModelContainer:

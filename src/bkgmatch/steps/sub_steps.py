@@ -10,10 +10,11 @@ from jwst.stpipe import Step
 from jwst.stpipe.utilities import invariant_filename
 from stdatamodels.jwst.datamodels import JwstDataModel
 
+from bkgmatch.images import check_listed_once
 from bkgmatch.steps.cards import show_status
 from bkgmatch.steps.inputs import check_outputs, input_files
 
-__all__ = ["preceded", "prepare_saving", "told_in_headers"]
+__all__ = ["preceded", "prepare_saving", "told_in_headers", "with_values"]
 
 
 @contextmanager
@@ -25,6 +26,19 @@ def preceded(step: Step, function: Callable[[Any], Any]) -> Iterator[None]:
         yield
     finally:
         del step.run  # that of the class again
+
+
+@contextmanager
+def with_values(step: Step, **values: Any) -> Iterator[None]:
+    """Within the context, parameters of a step have other values."""
+    given = {name: getattr(step, name) for name in values}
+    for name, value in values.items():
+        setattr(step, name, value)
+    try:
+        yield
+    finally:
+        for name, value in given.items():
+            setattr(step, name, value)
 
 
 @contextmanager
@@ -60,8 +74,10 @@ def prepare_saving(step: Step, given: Any) -> None:
     Raises
     ------
     FileNotFoundError, ValueError
-        If the step cannot save, or would replace a file that is given, as `check_outputs`.
+        If a file is listed twice, or the step cannot save, or would replace a file that is given, as `check_outputs`.
     """
     step.save_model = invariant_filename(partial(type(step).save_model, step))
     if not step.skip:
-        check_outputs(step, input_files(given), given)
+        files = input_files(given)
+        check_listed_once(files)
+        check_outputs(step, files, given)
