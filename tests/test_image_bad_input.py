@@ -418,7 +418,7 @@ def test_an_exposure_without_good_pixels(files, caplog, how):
 def test_no_good_pixels_at_all(files, caplog):
     for file in files:
         spoil(file, lambda model: setattr(model, "dq", model.dq | ALL_BAD))
-    skipped(files, caplog, "without a good pixel")
+    skipped(files, caplog, "no good pixels")
 
 
 def test_what_is_skipped_is_saved_as_it_is(files, tmp_path):

@@ -379,7 +379,7 @@ def test_a_folder_that_cannot_hold_results_is_refused_before_anything_is_measure
     assert ("is none; choose" if "file" in what else "may not be written to; choose") in last or (
         what == "the folder above" and "Permission denied: 'out'" in last  # stpipe makes the folder
     ), said
-    assert "out" in last
+    assert "out" in last or str(here) in last
     assert "measuring" not in said
     assert sorted(here.rglob("*")) == there
     assert digest(moved.values()) == before

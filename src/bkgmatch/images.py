@@ -189,8 +189,9 @@ def naming(file: str | Path) -> Iterator[None]:
         is_of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
         if is_of_system or Path(file).name in str(error):
             raise
-        text = f"{file} cannot be read ({reason(error)}); it is damaged: replace it or leave it out"
-        raise ValueError(text) from error
+        raise ValueError(
+            f"{file} cannot be read ({reason(error)}); it is damaged: replace it or leave it out"
+        ) from error
 
 
 @contextmanager

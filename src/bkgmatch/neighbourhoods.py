@@ -341,7 +341,7 @@ def measure_neighbourhood(
 def _placed(item: tuple[Exposure, Footprint], grid: Grid, options: LevelMatchOptions, shelf: Shelf) -> CutOut:
     exposure, outline = item
     pixels = exposure.read()
-    with np.errstate(invalid="ignore"):  # damaged pixels: NaN that signal
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN that signal, of damaged pixels; half precision
         pixels = replace(pixels, good=pixels.good & (np.abs(pixels.data) < _MOST))
     if options.do_sigma_clip:
         image = np.where(pixels.good, pixels.data, np.nan)

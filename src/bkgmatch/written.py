@@ -79,7 +79,14 @@ def _moved(folder: Path, what: str) -> Iterator[Path]:
     except OSError as error:
         raise NotWritten(f"{what} cannot be written ({error}); make room there, or choose another folder") from error
     finally:
-        shutil.rmtree(parts, ignore_errors=True)
+        _remove(parts)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:  # a signal may come just then
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_folder(folder: str | Path) -> None:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -408,8 +407,10 @@ def input_files(init: Any) -> list[Path]:
 
 def _check_depth(path: Path) -> None:
     """Raise RecursionError for an association nested too deeply, which jwst would try to read as YAML for hours."""
-    with suppress(ValueError):
+    try:
         json.loads(path.read_bytes())
+    except ValueError:  # no JSON: the reader of associations says what is wrong with it
+        return
 
 
 def _members(association: dict, folder: Path, name: str) -> list[Path]:
