@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import resource
 import signal
+import stat
 import sys
 import threading
 import traceback
 import warnings
 from functools import partial
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from bkgmatch.cli import main as bkgmatch
 
@@ -148,6 +150,11 @@ def ended(folder, number, delay, kind):
             threading.Timer(delay, os.kill, (os.getpid(), kind)).start()
 
     return partial(events("open", "os.mkdir", "os.rename", "os.rmdir", folder=folder), soon)
+
+
+def nobody_can_read(file):
+    """Whether a user without rights can read what lies beside a file."""
+    return os.geteuid() != 0 or all(folder.stat().st_mode & stat.S_IXOTH for folder in Path(file).resolve().parents)
 
 
 def as_nobody():

@@ -376,7 +376,7 @@ def test_no_skylist_has_names_that_it_cannot_hold(saved, tmp_path, name):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (" 1.0 0.0 2.0", " inf 0.0 2.0"), (" 1.0 0.0 2.0", " one 0.0 2.0"), ("# datatype:", "# datatype: ["),
+        (" 1 0 1.0 ", " 1 0 inf "), (" 1 0 1.0 ", " 1 0 one "), ("# datatype:", "# datatype: ["),
         ("options:", "option:"), ("{name: level, datatype: float64}", "{name: level, datatype: complex128}"),
         ("%ECSV 1.0", "%ECSV x"),
         ("{name: name,", "{name: nome,"), ("00002_nrcalong", "00001_nrcalong"), ("{name: level,", "{name: name,"),

@@ -20,9 +20,11 @@ import pytest
 from astropy.io import fits
 from builders import digest
 from clusters import until
-from forks import Child, as_nobody, command, ended, little_memory, no_room, small_files, strun
+from forks import Child, as_nobody, command, ended, little_memory, no_room, nobody_can_read, small_files, strun
 from ledger import note
 from stdatamodels.jwst import datamodels
+
+import bkgmatch
 
 pytestmark = pytest.mark.usefixtures("offline", "assign_freely")
 
@@ -356,6 +358,8 @@ def open_folder():
     "name", slowly(("sky", "level", "cals", "spectra", "match", "apply", "undo"), ("level", "match"))
 )
 def test_a_folder_that_cannot_hold_results_is_refused_before_anything_is_measured(name, what, tasks, open_folder):
+    if not nobody_can_read(bkgmatch.__file__):
+        pytest.skip("run by root from a folder that others cannot read")
     given = open_folder / "given"
     given.mkdir()
     moved = {str(path): str(given / path.name) for path in tasks[name].inputs}
