@@ -216,7 +216,8 @@ def test_planes_are_no_skylist(files, tmp_path, capsys):
     has(capsys.readouterr().err, "LevelMatchStep", "bkgmatch apply")
 
 
-def test_an_error_while_copies_are_written_leaves_none(files, tmp_path, capsys, monkeypatch):
+def fill_the_disk(patch):
+    """There is room for one model, and for no other."""
     save, saved = datamodels.ImageModel.save, []
 
     def fails(model, path, **kwargs):
@@ -225,7 +226,11 @@ def test_an_error_while_copies_are_written_leaves_none(files, tmp_path, capsys, 
         saved.append(path)
         return save(model, path, **kwargs)
 
-    monkeypatch.setattr(datamodels.ImageModel, "save", fails)
+    patch.setattr(datamodels.ImageModel, "save", fails)
+
+
+def test_an_error_while_copies_are_written_leaves_none(files, tmp_path, capsys, monkeypatch):
+    fill_the_disk(monkeypatch)
     has(refused(capsys, tmp_path, tmp_path / "sky.ecsv", files[:3]), "no space left")
 
 
@@ -301,16 +306,8 @@ def test_undo_of_two_steps_in_any_order(files, order):
 def test_undo_writes_all_or_nothing(files, tmp_path, capsys, monkeypatch):
     """Of planes in a file without a WCS, and where writing fails."""
     matched = results(tmp_path, "planes")[:3]
-    save, saved = datamodels.ImageModel.save, []
-
-    def fails(model, path, **kwargs):
-        if saved:
-            raise OSError("no space left on device")
-        saved.append(path)
-        return save(model, path, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(datamodels.ImageModel, "save", fails)
+        fill_the_disk(patch)
         assert main(["undo", *map(str, matched), "--out", str(tmp_path / "undone")]) == 1
     has(capsys.readouterr().err, "no space left")
     assert left_files(tmp_path / "undone") == []

@@ -9,6 +9,7 @@ from astropy.io import fits
 from bkgmatch.associations import Member, association, check_product, relative_to
 from bkgmatch.images import check_distinct, check_listed_once, naming
 from bkgmatch.paths import is_there, located
+from bkgmatch.reasons import reason
 
 __all__ = ["associate"]
 
@@ -75,7 +76,7 @@ def _header(file: Path) -> fits.Header:
     try:
         header = fits.getheader(file)
     except Exception as error:  # astropy raises many kinds
-        raise ValueError(f"{file} is no FITS file; give exposures ({error})") from error
+        raise ValueError(f"{file} is no FITS file; give exposures ({reason(error)})") from error
     with naming(file):
         _check_header(file, header)
     return header
