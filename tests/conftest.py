@@ -32,6 +32,13 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _spared_garbage():
+    """The same for what earlier modules have left: imports, schemas, and files of the session."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _trusted_files():
     """Validating the trees of the files, which the tests wrote themselves, takes half of the time of opening them."""
