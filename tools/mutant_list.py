@@ -299,7 +299,13 @@ MUTANTS = [
             "return np.where(known, pixels.variance, np.nan).astype(np.float32)",
             "return pixels.variance.astype(np.float32)",
         ),
-        tests="cells",
+        tests=(
+            "cells::test_linear_sky_is_reproduced "
+            "cells::test_given_variance_of_bad_pixels_does_not_count "
+            "cells::test_functions_in_cells "
+            "cells::test_variance_falls_back_to_the_scatter "
+            "cells::test_variance_of_sums_over_many_cells"
+        ),
     ),
     *_bugs(
         "differences.py",
@@ -754,7 +760,7 @@ MUTANTS = [
             "np.square(error, dtype=np.float64) - sigma**2",
             "np.square(error, dtype=np.float64) - sigma",
         ),
-        tests="apply step::test_undo",
+        tests="apply",
     ),
     *_bugs(
         "masks.py",
