@@ -186,6 +186,18 @@ def test_stars_leave_no_ghosts():
     assert ghosts.std() < 1.2 * NOISE / np.sqrt(6)
 
 
+def test_pixels_on_sources_serve_no_other():
+    """As many donors as there are others that have no source there; clipping takes very few."""
+    _, result = made(8)
+    free = np.array([~result.sources(i) for i in range(8)])
+    for i in range(8):
+        expected = np.delete(free, i, axis=0).sum(axis=0)
+        donors = result.background(i).donors
+        assert (donors <= expected).all()
+        assert (donors == expected).mean() > 0.99
+        assert (expected < 7).mean() > 0.2
+
+
 def test_masks_grow_over_the_wings_of_stars():
     """Less of their light is left, and so less in the backgrounds of the others."""
     known = scene(8)
@@ -973,6 +985,19 @@ def test_noise_does_not_depend_on_the_order_of_exposures(n):
     two = image_samples.measure_standards(values[order], np.ones(200), serves, "additive", [names[i] for i in order])
     np.testing.assert_allclose(two.noise, one.noise[order], rtol=1e-6)
     np.testing.assert_allclose(two.level, one.level[order], atol=1e-6)
+
+
+def test_levels_of_exposures_that_see_different_parts_of_the_pattern():
+    """Whose medians differ by that; and one has cosmic rays on a tenth of its pixels."""
+    rng = np.random.default_rng(3)
+    x, true = np.linspace(0, 4, 4000), np.array([5.0, 1.0, 3.0, 8.0])
+    values = true[:, None] + 1.5 * x + np.sin(3 * x) + rng.normal(0, 0.1, (4, 4000))
+    values[0, x > 3.7] = values[3, x < 0.3] = np.nan
+    assert np.ptp(np.nanmedian(values, axis=1) - true) > 1
+    values[1, ::10] += 3.0
+    serves = ~np.eye(4, dtype=bool)
+    found = image_samples.measure_standards(values.astype(np.float32), np.ones(4000), serves, "additive", list("abcd"))
+    np.testing.assert_allclose(found.level - found.level[0], true - true[0], atol=0.01)
 
 
 @pytest.mark.parametrize("true", [(1.0, 4.0, 9.0, 2.0, 2.0), (1e-4, 1.0, 1.0, 25.0, 1.0)])

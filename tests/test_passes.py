@@ -22,7 +22,10 @@ from bkgmatch.differences import (
     start_solution,
     sum_patch,
 )
+from bkgmatch.pairs import pair_equations
 from bkgmatch.passes import Pass, solve_passes
+from bkgmatch.priors import plausible_tilt
+from bkgmatch.solve import NormalSystem
 
 UNIT = 20.0
 SIGMA = 5.0  # of a cell: larger than any tilt here, so that it is the standard deviation of the prior on tilts
@@ -402,6 +405,19 @@ def test_a_robust_fit_of_a_pair(p):
     assert rms == pytest.approx(0.1414, rel=0.4)
 
 
+@pytest.mark.parametrize("size", [60, 400])
+def test_weights_of_a_pair_are_those_of_all_of_its_cells(size):
+    """However few of them are looked at: so large and small overlaps count as they should."""
+    rng = np.random.default_rng(23)
+    one, two = (cut((0, size, 0, size), rng.normal(0, 0.1, (size, size)), 0.01) for _ in range(2))
+    _, normal, npix, *_ = fit_pair(one, two, 3, UNIT)
+    x = np.arange(size) / UNIT
+    moments = size / 0.02 * np.array([size, x.sum(), np.sum(x**2)])
+    assert npix == pytest.approx(size**2, rel=0.05)
+    np.testing.assert_allclose(normal[[0, 0, 1], [0, 1, 1]], moments, rtol=0.1)
+    np.testing.assert_allclose(normal[[0, 2], [2, 2]], moments[1:], rtol=0.1)
+
+
 def test_pairs_without_common_cells():
     """Far away; beside each other; in the same block but with other cells."""
     far = [cut((0, 20, 0, 20), 1.0), cut((200, 220, 0, 20), 1.0), cut((20, 31, 0, 20), 1.0)]
@@ -715,6 +731,17 @@ def test_tilts_of_an_overlap_of_one_column_or_row(across, n):
     np.testing.assert_allclose(apart, 0, atol=5 * sigma * np.sqrt(2 / 64))
     spread = np.sqrt(np.einsum("naa->na", found.covariance))[:, 1:]
     assert (spread < 10 * sigma).all()
+
+
+def test_plausible_tilts_are_those_that_are_determined_best():
+    """Five that all overlap, and one that hangs on a few cells, whose tilt is absurd."""
+    pairs = np.array([*combinations(range(5), 2), (4, 5)])
+    normal = np.tile(1e4 * np.eye(3), (len(pairs), 1, 1))
+    normal[-1, 1:, 1:] = 1e-3 * np.eye(2)
+    system = NormalSystem(6, pair_equations(*pairs.T, normal, np.zeros((len(pairs), 3))))
+    found = np.zeros((6, 3))
+    found[:, 1:] = [(0.5, -0.5), (-0.5, 0.5), (0.5, 0.5), (-0.5, -0.5), (0.5, 0.5), (80.0, -90.0)]
+    assert plausible_tilt(system, found, np.ones(6, bool), 0.1) == pytest.approx(3 * 0.5)
 
 
 def test_wide_overlaps_are_not_loose():

@@ -419,6 +419,16 @@ def test_robust_weights_of_good_pairs_change_little():
     assert (shift < np.sqrt(plain.covariance[:, 0, 0])).all()
 
 
+@pytest.mark.parametrize("quoted", [1.0, 0.05])
+def test_robust_weights_are_relative_to_the_scatter(quoted):
+    """Whatever errors are quoted, half of normal deviates are within 0.67 of it, far from the limit of 3."""
+    rng = np.random.default_rng(32)
+    good = random_measurements(rng, 10, rng.normal(size=10), 0.1)
+    offsets = pair_offsets([measurement(m.others, m.levels.value, quoted * m.levels.sigma) for m in good])
+    _, weighted = solve_offsets(offsets, np.arange(10), robust=True)
+    assert 0.93 < np.median(weighted.weight / weighted.full_weight) < 0.99
+
+
 def test_robust_weights_where_most_pairs_are_in_no_loop():
     """A row fits exactly; that says nothing of the three pairs of the loop at its end, which differ by their errors."""
     rng = np.random.default_rng(31)

@@ -29,6 +29,9 @@ from bkgmatch.execution import threads
 from bkgmatch.exposures import SpectralExposure, SpectralPixels
 from bkgmatch.options import MRSIMatchOptions
 from bkgmatch.spectra import Polynomial, match_spectra, match_voxels
+from bkgmatch.spectral_samples import Samples
+from bkgmatch.spectral_state import State
+from bkgmatch.voxels import middles
 
 DEGREES = [(0, 0, 0), (1, 1, 1), (2, 2, 2), (1, 0, 2)]
 SHAPE = (12, 14, 96)
@@ -641,6 +644,21 @@ def test_errors_have_the_size_that_they_are_quoted_with(variances):
     assert np.abs(found.mean(axis=0)).max() < 0.5
     assert 0.85 < levels.std(axis=0).mean() < 1.35
     assert 0.85 < np.sqrt(np.mean(found**2)) < 1.35
+
+
+@pytest.mark.parametrize(("lasting", "expected"), [(True, 12), (False, 1)])
+def test_variances_grow_with_what_all_wavelengths_of_a_place_share(lasting, expected):
+    """Two exposures that differ by their noise: the same at all 12 wavelengths, or up and down in turn."""
+    rng = np.random.default_rng(13)
+    box = ((0, 20), (0, 20), (0, 12))
+    one, two = (voxels(rng, box, np.zeros((1, 1, 1)), holes=0) for _ in range(2))
+    x, y, wavelength = np.floor(middles(one.number)).astype(int)
+    sign = rng.choice([-1, 1], (20, 20))[x, y] * (1 if lasting else (-1) ** wavelength)
+    given = [v._replace(value=s * sign / np.sqrt(2)) for v, s in ((one, 1), (two, -1))]
+    samples = Samples.of(given, Box(), (0, 0, 0))
+    ones = np.ones(len(samples.value))
+    state = State(np.zeros((2, 1)), np.zeros((3, len(samples.number))), ones, ones, np.ones(2))
+    assert spectral_fit._misfit(samples, state) == pytest.approx(expected)
 
 
 # What overlaps do not determine

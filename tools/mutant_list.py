@@ -54,7 +54,14 @@ MUTANTS = [
             "(level[groups[offsets.first]] - level[groups[offsets.second]])",
             "(level[groups[offsets.first]] + level[groups[offsets.second]])",
         ),
-        tests="solve match",
+        tests=(
+            "solve::test_shared_pixels_against_a_dense_sandwich "
+            "solve::test_variances_are_the_diagonal_of_the_covariance "
+            "solve::test_coefficients_against_dense_least_squares "
+            "solve::test_other_weights_by_the_same_factors "
+            "solve::test_robust_weights_are_relative_to_the_scatter "
+            "solve::test_solve_offsets_recovers_levels"
+        ),
     ),
     *_bugs(
         "zero_point.py",
@@ -83,7 +90,12 @@ MUTANTS = [
             "_lowest_of_all(sets, lowest - relative, lowest_error)",
             "_lowest_of_all(sets, lowest, lowest_error)",
         ),
-        tests="match",
+        tests=(
+            "match::test_tables_of_stcal "
+            "match::test_errors_of_global_match_hold_that_of_the_zero_point "
+            "match::test_zero_points "
+            "match::test_zero_point_of_a_background"
+        ),
     ),
     *_bugs(
         "pairs.py",
@@ -112,7 +124,12 @@ MUTANTS = [
             "good = pixels.good & statistic.usable(data)",
             "good = statistic.usable(data)",
         ),
-        tests="solve match skystats",
+        tests=(
+            "solve::test_pair_offsets_by_hand "
+            "solve::test_a_few_pixels_that_agree_by_chance_are_no_better_than_others "
+            "match::test_errors_of_global_match_hold_that_of_the_zero_point "
+            "match::test_errors_are_real"
+        ),
     ),
     *_bugs(
         "histograms.py",
@@ -170,7 +187,13 @@ MUTANTS = [
             '(sets.quantile(rank, side="left") + sets.quantile(rank, side="right")) / 2',
             'sets.quantile(rank, side="left")',
         ),
-        tests="skystats match",
+        tests=(
+            "skystats::test_clipped_mean_and_median "
+            "skystats::test_median_of_ties_is_exact "
+            "skystats::test_pixels_equal_to_a_limit_are_kept "
+            "skystats::test_the_error_of_a_mean_that_is_clipped_hard_is_its_scatter "
+            "skystats::test_structure_that_nearby_pixels_share_counts_as_documented"
+        ),
     ),
     *_bugs(
         "runs.py",
@@ -179,7 +202,7 @@ MUTANTS = [
             'side="right")\n        return Runs',
             'side="left")\n        return Runs',
         ),
-        tests="skystats overlaps",
+        tests="skystats::test_unions_of_atoms_are_their_pixels",
     ),
     *_bugs(
         "noise.py",
@@ -193,7 +216,7 @@ MUTANTS = [
             "use = good[one] & good[two] & (atom == other)",
             "use = good[one] & (atom == other)",
         ),
-        tests="skystats match",
+        tests="skystats::test_pairs_of_nearby_pixels_are_good_and_of_one_atom",
     ),
     *_bugs(
         "overlaps.py",
@@ -240,7 +263,7 @@ MUTANTS = [
             "wcs.wcs.crpix = 1 - np.asarray(low, dtype=float)",
             "wcs.wcs.crpix = -np.asarray(low, dtype=float)",
         ),
-        tests="cells mosaics",
+        tests="mosaics::test_resampling_as_scipy_does",
     ),
     *_bugs(
         "cells.py",
@@ -276,7 +299,13 @@ MUTANTS = [
             "return np.where(known, pixels.variance, np.nan).astype(np.float32)",
             "return pixels.variance.astype(np.float32)",
         ),
-        tests="cells levels passes",
+        tests=(
+            "cells::test_linear_sky_is_reproduced "
+            "cells::test_given_variance_of_bad_pixels_does_not_count "
+            "cells::test_functions_in_cells "
+            "cells::test_variance_falls_back_to_the_scatter "
+            "cells::test_variance_of_sums_over_many_cells"
+        ),
     ),
     *_bugs(
         "differences.py",
@@ -325,7 +354,18 @@ MUTANTS = [
             "return np.sqrt((sigma[self.first] ** 2 + sigma[self.second] ** 2) / self.npix)",
             "return np.sqrt(sigma[self.first] ** 2 + sigma[self.second] ** 2)",
         ),
-        tests="passes levels sky_differences",
+        (
+            "the area of sampled cells counts once per step, not per square",
+            "@ terms * step**2",
+            "@ terms * step",
+        ),
+        tests=(
+            "passes::test_sums_of_pairs_against_a_loop_over_cells "
+            "passes::test_weights_of_a_pair_are_those_of_all_of_its_cells "
+            "passes::test_a_ghost_on_one_of_two "
+            "passes::test_a_pair_that_does_not_close_is_trusted_less "
+            "levels::test_other_cells"
+        ),
     ),
     *_bugs(
         "rejection.py",
@@ -340,6 +380,15 @@ MUTANTS = [
             "1 + fits.npix",
         ),
         tests="rejection",
+    ),
+    *_bugs(
+        "priors.py",
+        (
+            "the prior is made of all tilts, also those that nothing determines",
+            "best = known & (variances <= _TIES * np.median(variances[known])) if known.any() else known",
+            "best = known",
+        ),
+        tests="passes::test_plausible_tilts_are_those_that_are_determined_best",
     ),
     *_bugs(
         "passes.py",
@@ -358,7 +407,37 @@ MUTANTS = [
             "response = response + one.units @ one.system.respond(rhs - one.units.T @ (one.normal @ response))",
             "response = response + one.units @ one.system.respond(rhs)",
         ),
-        tests="passes levels",
+        (
+            "fixed exposures move",
+            "unit, one.slope, one.held | fixed, sigma",
+            "unit, one.slope, one.held, sigma",
+        ),
+        (
+            "later passes do not know what earlier ones found",
+            "_solve_pass(pairs.less(coefficients), unit",
+            "_solve_pass(pairs, unit",
+        ),
+        tests=(
+            "passes::test_tied_passes_against_explicit_stacks "
+            "passes::test_fixed_exposures_stay_and_others_join_them "
+            "passes::test_errors_grow_with_what_the_functions_leave "
+            "passes::test_errors_against_a_right_hand_side_for_each_exposure "
+            "levels::test_weight_methods"
+        ),
+    ),
+    *_bugs(
+        "stages.py",
+        (
+            "the mean of a component has the wrong sign",
+            "-1 / counts[sets]",
+            "1 / counts[sets]",
+        ),
+        (
+            "what the prior ties to the whole component is left out on one side",
+            "            (self.first[both], self.own[both], prior[both]),\n",
+            "",
+        ),
+        tests="passes::test_joint_solution_against_dense_least_squares",
     ),
     *_bugs(
         "selected_inverse.py",
@@ -372,7 +451,7 @@ MUTANTS = [
             "- done.right @ across.T",
             "- done.right @ across",
         ),
-        tests="dissection solve",
+        tests="dissection::test_blocks_of_inverses_against_dense_algebra",
     ),
     *_bugs(
         "dissection.py",
@@ -386,7 +465,7 @@ MUTANTS = [
             "cover[reached] = ~cover[reached]",
             "cover[reached] = False",
         ),
-        tests="dissection",
+        tests="dissection::test_fronts_hold_all_that_elimination_couples",
     ),
     *_bugs(
         "sky_differences.py",
@@ -395,7 +474,35 @@ MUTANTS = [
             "offset=np.where(one < two, 1, -1) * pairs.offset() / factor",
             "offset=pairs.offset() / factor",
         ),
-        tests="sky_differences",
+        tests="sky_differences::test_offsets_are_the_first_less_the_second_in_any_order",
+    ),
+    *_bugs(
+        "levels.py",
+        (
+            "levels are not those at the centre of the exposure",
+            "matrix[0, 1:] = centre / unit",
+            "matrix[0, 1:] = 0",
+        ),
+        (
+            "east and north of slopes swapped",
+            "matrix[1:, 1:] = (east - west) / 2, (north - south) / 2",
+            "matrix[1:, 1:] = (north - south) / 2, (east - west) / 2",
+        ),
+        (
+            "covariance in the unit of errors",
+            "covariance=match.covariance / factor**2,",
+            "covariance=match.covariance / factor,",
+        ),
+        tests="levels::test_planes levels::test_units_of_the_data",
+    ),
+    *_bugs(
+        "reference.py",
+        (
+            "the reference tile is the one with the fewest overlaps",
+            "(-overlaps[tile], flatness[tile], tile)",
+            "(overlaps[tile], flatness[tile], tile)",
+        ),
+        tests="levels::test_most_overlaps",
     ),
     *_bugs(
         "planes.py",
@@ -432,7 +539,15 @@ MUTANTS = [
             'total = weight + w[second] if weights == "pairs" else w.sum(axis=0)',
             "total = w.sum(axis=0)",
         ),
-        tests="spectra polynomial_arrays",
+        (
+            "the weight of a pair is divided by its own sum only",
+            'if weights == "pairs" else w.sum(axis=0)',
+            "if weights else w.sum(axis=0)",
+        ),
+        tests=(
+            "spectra::test_maximum_likelihood_against_a_free_sky_in_each_voxel "
+            "spectra::test_pairs_against_the_normal_equations_of_wiimatch"
+        ),
     ),
     *_bugs(
         "voxels.py",
@@ -470,7 +585,7 @@ MUTANTS = [
             "np.where(total > 0, 1 / total, np.nan)",
             "np.where(total > 0, 1 / np.sqrt(total), np.nan)",
         ),
-        tests="spectra voxels",
+        tests="spectra::test_polynomials_without_noise_are_recovered spectra::test_a_lone_exposure_is_left_as_it_is",
     ),
     *_bugs(
         "spectral_state.py",
@@ -484,7 +599,7 @@ MUTANTS = [
             "np.where(is_edge, at_edge, (after - before) / 2)",
             "np.where(is_edge, at_edge, after - before)",
         ),
-        tests="spectra",
+        tests="spectra::test_polynomials_without_noise_are_recovered",
     ),
     *_bugs(
         "spectral_fit.py",
@@ -498,7 +613,16 @@ MUTANTS = [
             "        priors[excess] *= 10\n",
             "",
         ),
-        tests="spectra",
+        (
+            "what samples have in common along wavelength makes no error larger",
+            "return max(1.0, float(np.sum(np.bincount(member, weight * residual) ** 2) / np.sum(weight)))",
+            "return 1.0",
+        ),
+        tests=(
+            "spectra::test_variances_grow_with_what_all_wavelengths_of_a_place_share "
+            "spectra::test_pairs_differ_by_the_levels "
+            "spectra::test_a_polynomial_stays_within_bounds_where_nothing_constrains_it"
+        ),
     ),
     *_bugs(
         "leave_one_out.py",
@@ -522,7 +646,10 @@ MUTANTS = [
             "density**2 / np.maximum(number, 1)",
             "density",
         ),
-        tests="leave_one_out",
+        tests=(
+            "leave_one_out::test_median_of_any_number_of_donors "
+            "leave_one_out::test_scatters_that_differ_count_as_documented"
+        ),
     ),
     *_bugs(
         "donors.py",
@@ -562,6 +689,20 @@ MUTANTS = [
         tests="holes",
     ),
     *_bugs(
+        "image_samples.py",
+        (
+            "differences of levels are summed, not subtracted",
+            "difference += company * (values @ share.T - share @ values.T)",
+            "difference += company * (values @ share.T + share @ values.T)",
+        ),
+        (
+            "what is left of an exposure does not know its level",
+            "left[:, some] - level[:, None]",
+            "left[:, some]",
+        ),
+        tests="image_backgrounds::test_levels_of_exposures_that_see_different_parts_of_the_pattern",
+    ),
+    *_bugs(
         "image_stack.py",
         (
             "the variance is scaled by the factor, not its square",
@@ -578,11 +719,15 @@ MUTANTS = [
             "return np.divide(number, inverse, out",
             "return np.divide(inverse, number, out",
         ),
+        (
+            "sources are merged into the backgrounds of others",
+            "alike = np.where(self.sources[i], np.float32(np.nan), self.images[i])",
+            "alike = np.array(self.images[i])",
+        ),
         tests=(
             "image_backgrounds::test_a_factor_on_one_exposure_is_one_on_its_background "
-            "image_backgrounds::test_a_given_mask_is_used_as_it_is "
             "image_backgrounds::test_pixels_that_vary_more_have_larger_errors "
-            "image_backgrounds::test_bright_stars_are_masked_to_their_middle"
+            "image_backgrounds::test_pixels_on_sources_serve_no_other"
         ),
     ),
     *_bugs(
@@ -615,7 +760,7 @@ MUTANTS = [
             "np.square(error, dtype=np.float64) - sigma**2",
             "np.square(error, dtype=np.float64) - sigma",
         ),
-        tests="apply step::test_undo",
+        tests="apply",
     ),
     *_bugs(
         "masks.py",
@@ -624,7 +769,7 @@ MUTANTS = [
             "for group, value in ((including, True), (excluding, False)):",
             "for group, value in ((excluding, False), (including, True)):",
         ),
-        tests="step::test_regions step::test_regions_masks_and_flags_combine hard_cases",
+        tests="step::test_regions step::test_regions_masks_and_flags_combine",
     ),
     *_bugs(
         "record.py",
@@ -638,7 +783,7 @@ MUTANTS = [
             '"slope_east": match.slope[:, 0]',
             '"slope_east": match.slope[:, 1]',
         ),
-        tests="step::test_saved_tables level_step::test_saved_tables applied",
+        tests="step::test_saved_tables applied::test_copies_are_like_those_of_the_step",
     ),
     *_bugs(
         "saved.py",
@@ -647,7 +792,7 @@ MUTANTS = [
             '("slope_east", "slope_north", "ra", "dec"))',
             '("slope_north", "slope_east", "ra", "dec"))',
         ),
-        tests="applied",
+        tests="applied::test_copies_are_like_those_of_the_step",
     ),
     *_bugs(
         "stored.py",
@@ -697,7 +842,7 @@ MUTANTS = [
             "variance = sign * np.square(background.err, dtype=np.float64)",
             "variance = np.square(background.err, dtype=np.float64)",
         ),
-        tests="image_step",
+        tests="image_step::test_variance_that_is_split",
     ),
     *_bugs(
         "steps/polynomial_record.py",
@@ -706,6 +851,6 @@ MUTANTS = [
             "sign * polynomial(*coordinates[:, inside])",
             "sign * polynomial(*coordinates[[1, 0, 2]][:, inside])",
         ),
-        tests="mrs_step",
+        tests="mrs_step::test_records",
     ),
 ]
