@@ -121,7 +121,7 @@ PROGRAMS = {
 }
 
 # Most error that is allowed up to a part of the pixels, in standard deviations of a pixel. A cell is made of up to four
-# pixels of each exposure: with one pixel in twelve hit, half of the differences are bad, and no robust fit is bound to hold.
+# pixels of each exposure: with one pixel in twelve hit, half of the differences are bad, and no fit is bound to hold.
 BOUNDS = {
     ("SkyMatch, mode", "cosmic rays"): {0.3: 0.2},
     ("SkyMatch, mode", "stars"): {0.3: 0.2},
