@@ -1,9 +1,10 @@
 """One example of every kind of image and of pointing, shared by the tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
+import pytest
 from astropy.wcs import WCS
 
 from bkgmatch.exposures import Exposure
@@ -19,6 +20,18 @@ PLACES = {
     "near the pole": (40.0, 89.999),
     "south pole": (200.0, -90.0),
 }
+
+
+def few(number: int, cases: Iterable) -> list:
+    """Cases of a test, of which a few, spread over all, run by default; the others are slow."""
+    cases = list(cases)
+    fast = {round(place) for place in np.linspace(0, len(cases) - 1, number)}
+    return [case if k in fast else slow(case) for k, case in enumerate(cases)]
+
+
+def slow(case):
+    """A case of a test that does not run by default."""
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
 
 
 def tan(

@@ -21,6 +21,7 @@ from builders import (
     spoil,
     tile_wcs,
 )
+from common import few
 from conftest import FAR
 from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
@@ -141,7 +142,7 @@ def test_all_pixels_bad(files, caplog, spoilt):
     has(line, THIRD, "no good pixels")
 
 
-@pytest.mark.parametrize("method", ["match", "local", "global", "global+match"])
+@pytest.mark.parametrize("method", few(2, ["match", "local", "global", "global+match"]))
 def test_all_pixels_of_all_bad(files, method):
     for file in files:
         spoil(file, lambda model: model.dq.fill(1))
@@ -162,7 +163,7 @@ def test_no_overlaps_at_all(tmp_path, caplog):
     assert accepted(association(files), skymethod="local") == [(n, "COMPLETE") for n in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", few(1, [np.nan, np.inf, -np.inf]))
 def test_values_that_are_not_finite(files, bad):
     def change(model):
         model.data[np.random.default_rng(2).random(model.shape) < 0.3] = bad
@@ -189,7 +190,7 @@ def test_integers_on_disk(files, kind):
         np.testing.assert_allclose(data, 110 / 3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [">f4", ">f8", ">i2", "f8", "f2"])
+@pytest.mark.parametrize("kind", few(2, [">f4", ">f8", ">i2", "f8", "f2"]))
 def test_kinds_of_numbers_in_memory(kind):
     models = []
     for n, (wcs, level) in enumerate(zip(tile_wcs((1, 2)), (10, 30), strict=True), 1):
@@ -228,7 +229,7 @@ def test_flags_of_another_shape(files, offline):
         (1.5, False, ("inconsistent with background info", "subtract=False")),
     ],
 )
-@pytest.mark.parametrize("method", ["match", "user", "table"])
+@pytest.mark.parametrize("method", few(1, ["match", "user", "table"]))
 def test_inconsistent_background(files, offline, tmp_path, level, subtracted, says, method):
     def change(model):
         model.meta.background.level = level
@@ -340,7 +341,7 @@ LISTS = {
 }
 
 
-@pytest.mark.parametrize("case", LISTS)
+@pytest.mark.parametrize("case", few(3, LISTS))
 def test_skylist(files, offline, tmp_path, case):
     numbers, says = LISTS[case]
     skylist = tmp_path / "sky.txt"
@@ -348,7 +349,7 @@ def test_skylist(files, offline, tmp_path, case):
     has(refused(association(files), offline, skymethod="user", skylist=str(skylist)), "sky.txt", *says)
 
 
-@pytest.mark.parametrize("value", ["bright", "", "nan", "inf", "1.0 2.0", "1,5"])
+@pytest.mark.parametrize("value", few(2, ["bright", "", "nan", "inf", "1.0 2.0", "1,5"]))
 def test_skylist_with_a_line_that_is_no_level(files, offline, tmp_path, value):
     skylist = tmp_path / "sky.txt"
     lines = [f"{FIRST} 1.5", "# comment", f"{SECOND} {value}", f"{THIRD} 2.5"]
@@ -471,7 +472,7 @@ CONFLICTS = {
 }
 
 
-@pytest.mark.parametrize("case", CONFLICTS)
+@pytest.mark.parametrize("case", few(6, CONFLICTS))
 def test_options(files, offline, case):
     options, says = CONFLICTS[case]
     has(refused(association(files), offline, Exception, **options), *says)

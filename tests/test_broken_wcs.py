@@ -1,12 +1,13 @@
 """A WCS that is broken in one of several exposures: an error that names it, the right answer, or a named status."""
 
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
 from astropy.modeling import Model
 from astropy.modeling.models import Identity, Shift
-from common import tan, to_sky
+from common import few, tan, to_sky
 from damage import CLEAR_ERROR, NAMED_STATUS, PLANES, RIGHT_ANSWER, damaged_set, error_of, limited
 from gwcs import WCS
 from jwst.datamodels import ModelLibrary
@@ -314,8 +315,7 @@ def step_outcome(name, models, name_of_broken):
 
 
 @pytest.mark.usefixtures("offline", "assign_freely")
-@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in TRANSFORMS])
-@pytest.mark.parametrize("name", GWCS)
+@pytest.mark.parametrize(("name", "kind"), few(4, product(GWCS, TRANSFORMS)))
 def test_a_broken_gwcs_is_an_error_that_names_the_file(whole, name, kind):
     models = [datamodels.open(file) for file in whole]
     models[BROKEN].meta.wcs = with_transform(models[BROKEN].meta.wcs, TRANSFORMS[kind])
@@ -349,8 +349,7 @@ HARMLESS = {
 
 
 @pytest.mark.usefixtures("offline", "assign_freely")
-@pytest.mark.parametrize("kind", HARMLESS)
-@pytest.mark.parametrize("name", GWCS)
+@pytest.mark.parametrize(("name", "kind"), few(4, product(GWCS, HARMLESS)))
 def test_neither_inverse_nor_bounding_box_are_used(whole, name, kind):
     models = [datamodels.open(file) for file in whole]
     models[BROKEN].meta.wcs = HARMLESS[kind](models[BROKEN].meta.wcs)

@@ -134,7 +134,6 @@ def expected(scale_data, tmp_path_factory):
 FAST = [
     ("sky", True, "library on disk"),
     ("sky", True, "models"),
-    ("level", False, "association, in_memory=False"),
     ("planes", True, "container"),
 ]
 EVERY = [

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.wcs.utils import fit_wcs_from_points
 from builders import rewrite, spoil
+from common import few
 from damage import (
     CLEAR_ERROR,
     KINDS,
@@ -128,9 +130,7 @@ def noted(kind, ended):
 # --------------------------------------------------------------------------------------------------- damaged bytes
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 12))])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize(("name", "kind", "seed"), few(12, product(SUITES, KINDS, range(1, 12))))
 def test_damaged_bytes(whole, tmp_path, name, kind, seed):
     files = copies(whole, tmp_path / "in")
     damage(files[DAMAGED], kind, seed)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "tutorial.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
 CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
@@ -33,6 +35,7 @@ def test_the_notebook_is_committed_without_results():
     assert [cell["id"] for cell in CODE if cell["outputs"] or cell["execution_count"]] == []
 
 
+@pytest.mark.slow  # it also runs whenever the documentation is built
 def test_it_runs(tmp_path):
     program = "\n".join(["".join(cell["source"]) for cell in CODE] + [CHECKS])
     environment = os.environ | {"MPLBACKEND": "Agg"}

@@ -99,6 +99,7 @@ def test_a_hook_does_what_the_pipeline_does(images):
     np.testing.assert_array_equal(images[HOOK].data, images[OURS].data)
 
 
+@pytest.mark.slow
 def test_seams_of_a_small_mosaic_fall(tmp_path):
     images = run_all(mosaic(2, binning=32, tiles=(2, 2), dithers=2), (UNMATCHED, HOOK, CONTROL), tmp_path)
     seams = seams_of(images)

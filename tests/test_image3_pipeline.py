@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from builders import association, digest, image_files, miri_halves, write
+from common import few
 from crds_cache import crds_cache, parameter_references
 from jwst import pipeline as jwst_pipeline
 from jwst.datamodels import ModelContainer, ModelLibrary
@@ -130,6 +131,7 @@ def test_what_runs_by_default(default):
             assert (head["S_LVLMAT"], head["LVLM_SUB"]) == ("COMPLETE", True)
 
 
+@pytest.mark.slow
 def test_defaults_of_an_instance(asn, default, tmp_path):
     """The same, also in a second run of the object."""
     pipeline = Image3Pipeline()
@@ -144,6 +146,7 @@ def test_defaults_of_an_instance(asn, default, tmp_path):
         assert pipeline.skymatch.skip is None
 
 
+@pytest.mark.slow
 def test_names_are_those_of_jwst(asn, default, tmp_path):
     before = digest([*inputs(asn), asn])
     theirs = run(jwst_pipeline.Image3Pipeline, asn, tmp_path / "theirs")
@@ -163,6 +166,7 @@ def test_names_are_those_of_jwst(asn, default, tmp_path):
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_saved_levels_are_those_of_the_step(asn, default, tmp_path):
     """Saving them does not change what follows, and what is saved is what LevelMatchStep makes."""
     ours = run(Image3Pipeline, asn, tmp_path / "ours", level_match={"save_results": True})
@@ -182,7 +186,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("skip", "level_skip", "subtract", "runs"), CASES)
+@pytest.mark.parametrize(("skip", "level_skip", "subtract", "runs"), few(2, CASES))
 def test_who_runs(asn, skip, level_skip, subtract, runs):
     """By default skymatch runs where level_match does not subtract; what is asked for is obeyed."""
     steps = {"level_match": {"skip": level_skip, "subtract": subtract}}
@@ -198,6 +202,7 @@ def test_who_runs(asn, skip, level_skip, subtract, runs):
     assert changed == (subtract and not level_skip)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_it(asn, caplog):
     for skip, level, text in ((None, "INFO", "skymatch is skipped"), (False, "WARNING", "runs after level_match")):
         caplog.clear()
@@ -209,6 +214,7 @@ def test_what_is_said_of_it(asn, caplog):
     assert [r for r in caplog.records if r.name == "stpipe.bkgmatch.image3"] == []
 
 
+@pytest.mark.slow
 def test_skymatch_sees_what_level_match_leaves(asn):
     """Otherwise its levels would differ as those of the exposures do."""
     levels = of_models(matched(asn, skymatch={"skip": False}), lambda m: m.meta.background.level)
@@ -271,6 +277,7 @@ def test_all_options_of_our_steps(name):
     assert set(inside) == set(alone)
 
 
+@pytest.mark.slow
 def test_options_reach_the_steps(asn):
     planes = of_models(matched(asn, level_match=PLANES), lambda m: m.extra_fits.PRIMARY.header)
     assert any({"LVLM_A", "LVLM_B"} <= {card[0] for card in header} for header in planes), "but the reference's"
@@ -308,10 +315,9 @@ KINDS = {
     "library": ModelLibrary,
     "library on disk": partial(ModelLibrary, on_disk=True),
 }
-FAST_KINDS = [kind for kind in KINDS if kind != "library on disk"]
 
 
-@pytest.mark.parametrize("kind", [*FAST_KINDS, pytest.param("library on disk", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", few(1, KINDS))
 def test_kinds_of_input(asn, kind):
     """Whatever jwst's pipeline takes is matched, and files are not changed."""
     before = digest(inputs(asn))
@@ -342,6 +348,7 @@ def test_names_for_kinds_of_input(asn, tmp_path, kind):
     assert len(ours) == 3
 
 
+@pytest.mark.slow
 def test_association_as_dictionary(asn, default, tmp_path, monkeypatch):
     """Its members are looked for in the current directory."""
     monkeypatch.chdir(Path(asn).parent)
@@ -361,6 +368,7 @@ def test_models_on_disk(asn, default, tmp_path):
     np.testing.assert_allclose(fits.getdata(ours[MOSAIC], "SCI"), fits.getdata(default[MOSAIC], "SCI"), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_exposure(asn, tmp_path):
     """There is nothing to match, and nothing that fails."""
     (file, _) = inputs(asn)
@@ -404,6 +412,7 @@ def test_an_exposure_that_is_listed_twice_is_refused(asn, tmp_path, step):
         Image3Pipeline.call(str(path), steps=steps)
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_object_as_it_was(asn):
     pipeline = Image3Pipeline(steps=MATCHING)
     pipeline.level_match.reference = "nobody"
@@ -459,6 +468,7 @@ def test_what_image_for_image_saves(dithers, tmp_path):
     assert digest(inputs(dithers)) == before
 
 
+@pytest.mark.slow
 def test_halves_of_miri_become_one(tmp_path):
     """Names of the exposures carry the association's identifier, that of the mosaic is the product's."""
     exposures = simulate_mosaic(
@@ -673,6 +683,7 @@ def test_a_missing_association_is_named(pipeline, monkeypatch):
         pipeline.call("nothere_asn.json")
 
 
+@pytest.mark.slow
 def test_the_sky_of_the_reference_tile_is_kept(asn):
     """As jwst keeps the lowest: extended emission is not subtracted."""
     before, after = (of_models(library, lambda m: m.data.copy()) for library in (ModelLibrary(asn), matched(asn)))
@@ -683,7 +694,7 @@ def test_the_sky_of_the_reference_tile_is_kept(asn):
     assert max(abs(np.array(zero))) < 0.1 < min(np.nanmedian(data) for data in after)
 
 
-@pytest.mark.parametrize("given", ["files", "association"])
+@pytest.mark.parametrize("given", few(1, ["files", "association"]))
 def test_what_a_sub_step_saves_never_replaces_what_is_given(asn, given, tmp_path):
     """Neither files that were listed nor members of the association; nothing runs then."""
     here = Path(shutil.copytree(Path(asn).parent, tmp_path / "given"))

@@ -18,7 +18,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from builders import as_rate, association, described, digest, has, image_files, write, write_mosaic
-from common import tan
+from common import few, tan
 from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
@@ -390,7 +390,7 @@ SLOW = {
 KIND_OPTIONS = {"in_memory=False": {"in_memory": False}, "two threads": {"maximum_cores": "2"}}
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
+@pytest.mark.parametrize("kind", [*few(1, KINDS), *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
 def test_each_kind_of_input_gives_the_same(three, of_three, kind, offline, tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -822,9 +822,7 @@ RATES = {
 
 
 @pytest.mark.filterwarnings("ignore:Input association file contains path information")
-@pytest.mark.parametrize(
-    "kind", [k if k != "files, cal beside" else pytest.param(k, marks=pytest.mark.slow) for k in RATES]
-)
+@pytest.mark.parametrize("kind", few(1, RATES))
 def test_rate_exposures(rates, three, of_three, kind, tmp_path, caplog):
     folder = tmp_path / "inputs"
     folder.mkdir()

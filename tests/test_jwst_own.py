@@ -80,6 +80,7 @@ def run_skymatch_tests(folder: Path, cls: str, *options: str) -> tuple[dict[str,
     return run_jwst_tests(folder, "jwst_plugin", [*options, "--pyargs", "jwst.skymatch"], BKGMATCH_CLASS=cls)
 
 
+@pytest.mark.slow
 def test_all_of_jwst_tests_pass_on_our_class(tmp_path):
     counts, output = run_skymatch_tests(tmp_path, "bkgmatch:SkyMatchStep")
     assert "class under test: bkgmatch.steps.skymatch.SkyMatchStep" in output

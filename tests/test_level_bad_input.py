@@ -24,6 +24,7 @@ from builders import (
     tile_wcs,
     write,
 )
+from common import few
 from conftest import FAR
 from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
@@ -110,7 +111,7 @@ def test_errors_of_another_shape(files, offline):
     has(refused(association(files), offline), SECOND, "ERR")
 
 
-@pytest.mark.parametrize("spoilt", ["no errors", "zero", "negative", "NaN", "infinite"])
+@pytest.mark.parametrize("spoilt", few(2, ["no errors", "zero", "negative", "NaN", "infinite"]))
 def test_errors_that_tell_nothing(files, spoilt):
     values = {"zero": 0.0, "negative": -1.0, "NaN": np.nan, "infinite": np.inf}
     models = [datamodels.open(file) for file in files]
@@ -232,7 +233,7 @@ def test_the_same_file_twice(files, offline, kind):
     has(refused(inputs, offline), SECOND, "more than once", "each exposure once")
 
 
-@pytest.mark.parametrize("container", [list, ModelContainer, ModelLibrary])
+@pytest.mark.parametrize("container", few(1, [list, ModelContainer, ModelLibrary]))
 def test_models_in_memory_may_share_a_name(files, container):
     models = [datamodels.open(file) for file in files]
     for model in models:
@@ -270,7 +271,7 @@ CONFLICTS = {
 }
 
 
-@pytest.mark.parametrize("case", CONFLICTS)
+@pytest.mark.parametrize("case", few(5, CONFLICTS))
 def test_options(files, offline, case):
     options, says = CONFLICTS[case]
     has(refused(association(files), offline, Exception, **options), *says)
@@ -280,7 +281,7 @@ def test_fixed_that_does_not_exist(files, offline):
     has(refused(association(files), offline, FileNotFoundError, fixed=["no_i2d.fits"]), "no_i2d.fits", "nor a file")
 
 
-@pytest.mark.parametrize("kind", ["text", "no image", "no WCS", "a cube"])
+@pytest.mark.parametrize("kind", few(2, ["text", "no image", "no WCS", "a cube"]))
 def test_fixed_that_is_no_image(files, offline, kind):
     path = files[0].with_name("old.fits")
     if kind == "text":

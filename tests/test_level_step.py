@@ -26,6 +26,7 @@ from builders import (
     tile_wcs,
     write,
 )
+from common import few
 from conftest import FAR
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.skymatch import SkyMatchStep as JwstSkyMatchStep
@@ -247,7 +248,7 @@ KINDS = {
 KIND_OPTIONS = {"in_memory=False": {"in_memory": False}, "two threads": {"maximum_cores": "2"}}
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "library on disk")) for k in KINDS])
+@pytest.mark.parametrize("kind", few(2, KINDS))
 def test_each_kind_of_input_gives_the_same(strip_files, of_association, kind):
     before = digest(strip_files)
     given = KINDS[kind](strip_files)
@@ -355,7 +356,7 @@ def test_without_subtraction_nothing_but_records(strip_files, tmp_path, of_assoc
     assert set(each(again, lambda m: dict((c[0], c[1]) for c in m.extra_fits.PRIMARY.header)["LVLM_SUB"])) == {True}
 
 
-@pytest.mark.parametrize("subtract", [False, True])
+@pytest.mark.parametrize("subtract", few(1, [False, True]))
 def test_sky_levels_that_are_not_subtracted_are_measured_less(tmp_path, subtract):
     """Data are sky + 10, 14, 11.5, with recorded levels 1, 9, 5: what is matched is 9, 5, 6.5."""
     files = level_files(tmp_path / "in", [(tile_wcs((1, 3)), (10, 14, 11.5))])
@@ -383,7 +384,7 @@ def test_sky_levels_that_are_subtracted_are_left_alone(tmp_path):
     assert kept == [(3.5, True, "local")] * 3
 
 
-@pytest.mark.parametrize(("step", "subtract"), [(JwstSkyMatchStep, False), (SkyMatchStep, True)])
+@pytest.mark.parametrize(("step", "subtract"), few(1, [(JwstSkyMatchStep, False), (SkyMatchStep, True)]))
 def test_skymatch_afterwards(strip_files, tmp_path, step, subtract):
     run(association(strip_files), save_results=True, output_dir=str(tmp_path))
     matched = results(strip_files, tmp_path)
@@ -399,7 +400,7 @@ def test_skymatch_afterwards(strip_files, tmp_path, step, subtract):
 # -------------------------------------------------------------------------------------------------- records, undo
 
 
-@pytest.mark.parametrize("options", [{}, PLANES], ids=["levels", "planes"])
+@pytest.mark.parametrize("options", few(1, [{}, PLANES]), ids=["levels", "planes"])
 def test_cards_survive_saving_opening_and_saving_again(tilted_files, tmp_path, options):
     run(tilted_files, save_table="levels.ecsv", save_results=True, output_dir=str(tmp_path), **options)
     for file, result in zip(tilted_files, results(tilted_files, tmp_path), strict=True):
@@ -431,7 +432,7 @@ def assert_undone(model, old, level):
     np.testing.assert_array_equal(model.data[old.data == 0], 0)
 
 
-@pytest.mark.parametrize("reopened", [False, True])
+@pytest.mark.parametrize("reopened", few(1, [False, True]))
 @pytest.mark.parametrize("options", [{}, PLANES], ids=["levels", "planes"])
 def test_undo(spoilt, tmp_path, options, reopened):
     given = [model.copy() for model in spoilt]
@@ -467,7 +468,7 @@ def test_undo_gives_back_a_flagged_pixel_that_had_just_the_level():
     assert (model.data[5:] == 5).all()
 
 
-@pytest.mark.parametrize("options", [{}, PLANES], ids=["levels", "planes"])
+@pytest.mark.parametrize("options", few(1, [{}, PLANES]), ids=["levels", "planes"])
 def test_undo_on_the_command_line(tilted_files, tmp_path, options, capsys):
     run(tilted_files, save_results=True, output_dir=str(tmp_path / "out"), **options)
     matched = results(tilted_files, tmp_path / "out")
@@ -503,7 +504,7 @@ def test_undo_of_both_matchings(strip_files, tmp_path):
 # -------------------------------------------------------------------------------------------------- again, new data
 
 
-@pytest.mark.parametrize("options", [{}, PLANES], ids=["levels", "planes"])
+@pytest.mark.parametrize("options", few(1, [{}, PLANES]), ids=["levels", "planes"])
 def test_its_own_output_is_not_changed(tilted_files, tmp_path, caplog, options):
     first = run(tilted_files, save_results=True, output_dir=str(tmp_path / "one"), **options)
     matched = results(tilted_files, tmp_path / "one")
@@ -545,7 +546,7 @@ def test_levels_are_not_recorded_beside_what_is_subtracted(strip_files, tmp_path
     assert list((tmp_path / "two").glob("*")) == []
 
 
-@pytest.mark.parametrize("options", [{}, PLANES], ids=["levels", "planes"])
+@pytest.mark.parametrize("options", few(1, [{}, PLANES]), ids=["levels", "planes"])
 def test_new_data_join_matched_ones(tilted, tilted_files, tmp_path, options):
     """Without `fixed` all move a little; records are of the sum, and undo gives back the first input."""
     run(tilted_files[:3], save_results=True, output_dir=str(tmp_path), **options)
@@ -562,7 +563,7 @@ def test_new_data_join_matched_ones(tilted, tilted_files, tmp_path, options):
         assert (np.abs(model.data - old.data)[finite] <= allowed[finite]).all()
 
 
-@pytest.mark.parametrize("named", ["full name", "stem", "another suffix"])
+@pytest.mark.parametrize("named", few(1, ["full name", "stem", "another suffix"]))
 def test_new_data_join_fixed_ones(strip, strip_files, truth, tmp_path, named):
     run(strip_files[:3], save_results=True, output_dir=str(tmp_path))
     some = results(strip_files[:3], tmp_path)
@@ -578,7 +579,7 @@ def test_new_data_join_fixed_ones(strip, strip_files, truth, tmp_path, named):
     assert list(table().meta["options"]["fixed"]) == fixed
 
 
-@pytest.mark.parametrize("end", ["", "_cal.fits", "_rate.fits"])
+@pytest.mark.parametrize("end", few(1, ["", "_cal.fits", "_rate.fits"]))
 def test_an_exposure_is_fixed_by_its_name(strip, strip_files, end):
     """Whatever suffix it has: none of the exposures has been matched before."""
     library = run(strip_files, fixed=[strip[1].name + end])
@@ -587,7 +588,7 @@ def test_an_exposure_is_fixed_by_its_name(strip, strip_files, end):
     assert min(moved[0], *moved[2:]) > 0.01
 
 
-@pytest.mark.parametrize("unit", ["MJy/sr", "", "Jy/sr", "gobbledygook"])
+@pytest.mark.parametrize("unit", few(2, ["MJy/sr", "", "Jy/sr", "gobbledygook"]))
 def test_an_image_may_be_fixed(tmp_path, unit):
     """The level of a plain FITS image is that of the data, and only of those that it overlaps."""
     files = level_files(tmp_path / "in", [(tile_wcs((1, 3)), (10, 14, 11.5)), (tile_wcs((1, 2), center=FAR), (3, 7))])
@@ -798,7 +799,7 @@ def test_split_files_come_back_as_one_exposure_each(miri, split, tmp_path, in_me
             assert_undone(model, joined, 10.0)
 
 
-@pytest.mark.parametrize("kind", ["models", "library"])
+@pytest.mark.parametrize("kind", few(1, ["models", "library"]))
 def test_split_models_in_memory(miri, split, kind):
     models = opened(split)
     library = run(ModelLibrary(models) if kind == "library" else models, recombine_lyot=True)
@@ -812,7 +813,7 @@ def test_split_files_stay_apart_without_recombining(split):
     assert names(library) == [file.name for file in split]
 
 
-@pytest.mark.parametrize("missing", ["mirimagel", "mirimages"])
+@pytest.mark.parametrize("missing", few(1, ["mirimagel", "mirimages"]))
 def test_a_half_without_the_other(miri, split, caplog, missing):
     first = miri[0].name
     given = [file for file in split if file.name != f"{first}{missing[-1]}_cal.fits"]
@@ -836,7 +837,7 @@ def small_dithers():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("reference", ["auto", "mean", "flattest"])
+@pytest.mark.parametrize("reference", few(1, ["auto", "mean", "flattest"]))
 def test_lyot_fields_that_overlap_each_other_only(small_dithers, reference):
     given = [as_model(e, number=i) for i, e in enumerate(small_dithers)]
     library = run(given, recombine_lyot=True, reference=reference, save_table="levels.ecsv")
@@ -874,7 +875,7 @@ def test_a_lyot_field_that_is_matched_says_nothing_of_the_imager(lyot_bridge, tm
         assert_undone(model, old, 10.0)
 
 
-@pytest.mark.parametrize("matched", ["science", "Lyot"])
+@pytest.mark.parametrize("matched", few(1, ["science", "Lyot"]))
 def test_undo_of_split_exposures_of_which_one_half_is_matched(small_dithers, lyot_bridge, matched):
     """It changes only the half that was."""
     if matched == "science":
@@ -891,7 +892,7 @@ def test_undo_of_split_exposures_of_which_one_half_is_matched(small_dithers, lyo
         np.testing.assert_allclose(model.data[finite], exposure.data[finite], atol=1e-5)
 
 
-@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize("is_split", few(1, [False, True]))
 def test_fixed_miri_exposures_are_not_changed(miri, is_split):
     given = [h for e in miri for h in miri_halves(e)] if is_split else [as_model(e) for e in miri]
     fixed = [m.meta.filename for m in given[:2]]

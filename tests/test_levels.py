@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from common import EMPTY, IMAGES, PLACES, SHAPE, TWINS, exposure, noise, tan
+from common import EMPTY, IMAGES, PLACES, SHAPE, TWINS, exposure, few, noise, tan
 
 from bkgmatch.execution import threads
 from bkgmatch.exposures import LYOT, Exposure
@@ -145,7 +145,7 @@ def test_errors_of_aligned_images(ratio):
     np.testing.assert_allclose(found.sigma, 0.1 * np.sqrt(2 / (30 * 38)) / 2, rtol=0.2)
 
 
-@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize("kind", few(8, IMAGES))
 @pytest.mark.parametrize("fit", ["level", "level+slope"])
 def test_every_kind_of_image(kind, fit):
     """With two good neighbours."""
@@ -172,7 +172,7 @@ def test_every_kind_of_image(kind, fit):
 
 
 @pytest.mark.parametrize("twin", TWINS)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", few(3, PLACES))
 @pytest.mark.parametrize("fit", ["level", "level+slope"])
 def test_twins(twin, place, fit):
     ra, dec = PLACES[place]
@@ -234,13 +234,16 @@ def test_units_of_the_data(unit, fit):
 
 @pytest.mark.parametrize(
     "choice",
-    [
-        {},
-        {"fit_type_mosaic_tiles": "level+slope", "fit_type_dithers": "level+slope"},
-        {"passes": "joint"},
-        {"do_local_subtraction": True, "reference": "auto"},
-        {"do_sigma_clip": True, "reference": "flattest"},
-    ],
+    few(
+        3,
+        [
+            {},
+            {"fit_type_mosaic_tiles": "level+slope", "fit_type_dithers": "level+slope"},
+            {"passes": "joint"},
+            {"do_local_subtraction": True, "reference": "auto"},
+            {"do_sigma_clip": True, "reference": "flattest"},
+        ],
+    ),
 )
 def test_order_of_exposures_does_not_matter(choice):
     """Nor do threads: not in the last bit."""

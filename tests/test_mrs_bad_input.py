@@ -8,6 +8,7 @@ import builders
 import numpy as np
 import pytest
 from builders import association, has, rewrite, spoil, tile_wcs
+from common import few
 from jwst.datamodels import ModelContainer, ModelLibrary
 from mrs import FAR, coefficients, header_cards, records, status, twin, twins
 from stdatamodels.jwst import datamodels
@@ -65,7 +66,7 @@ def accepted(models, **options):
 # -------------------------------------------------------------------------------------------------- what a file holds
 
 
-@pytest.mark.parametrize("cls", [ImageModel, CubeModel])
+@pytest.mark.parametrize("cls", few(1, [ImageModel, CubeModel]))
 def test_other_models(models, offline, cls):
     other = cls(np.zeros((2,) * (cls is CubeModel) + models[1].shape, np.float32))
     other.update(models[1])
@@ -113,7 +114,7 @@ def test_a_channel_in_several_combinations(models, offline):
     has(message, "Channel '1' appears in multiple combinations of channels", FIRST, SECOND, "apart")
 
 
-@pytest.mark.parametrize("name", ["dq", "err"])
+@pytest.mark.parametrize("name", few(1, ["dq", "err"]))
 def test_arrays_of_another_shape(files, offline, name):
     rewrite(files[1], lambda hdus: setattr(hdus[name.upper()], "data", hdus[name.upper()].data[:-1]))
     has(refused(association(files), offline), SECOND, name.upper(), "(63, 1032)", "(64, 1032)")
@@ -122,14 +123,14 @@ def test_arrays_of_another_shape(files, offline, name):
 GIVEN = [list, association]
 
 
-@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("given", few(1, GIVEN))
 def test_a_damaged_file(files, offline, given):
     content = files[1].read_bytes()
     files[1].write_bytes(content[: len(content) // 3])
     has(refused(given(files), offline), SECOND, "cannot be read")
 
 
-@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("given", few(1, GIVEN))
 def test_a_member_that_is_no_fits_file(files, offline, given):
     files[1].write_text("not FITS\n")
     has(refused(given(files), offline), SECOND, "cannot be read")
@@ -192,7 +193,7 @@ def test_a_wcs_that_is_nowhere_finite(models):
     np.testing.assert_array_equal(done[1].data, before)
 
 
-@pytest.mark.parametrize("spoilt", [0.0, -1.0, np.nan, np.inf, None])
+@pytest.mark.parametrize("spoilt", few(2, [0.0, -1.0, np.nan, np.inf, None]))
 def test_errors_that_tell_nothing(models, dithers, spoilt):
     expected = coefficients(accepted(twins(dithers[:2])))
     for model in models:
@@ -212,7 +213,7 @@ def test_all_voxels_are_clipped(models, caplog):
     assert np.isfinite(done[0].data[np.isfinite(before)]).all()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", few(1, [np.nan, np.inf, -np.inf]))
 def test_values_that_are_not_finite(models, dithers, bad):
     expected = coefficients(accepted(twins(dithers[:2])))
     where = np.random.default_rng(1).random(models[0].shape) < 0.05
@@ -275,7 +276,7 @@ def test_nothing_but_dedicated_backgrounds(files, offline):
     has(refused(path, offline, save_table="mrs.ecsv"), "no science exposures")
 
 
-@pytest.mark.parametrize("kind", ["association", "list", "another path", "link"])
+@pytest.mark.parametrize("kind", few(2, ["association", "list", "another path", "link"]))
 def test_the_same_file_twice(files, offline, kind):
     if kind == "association":
         inputs = association([*files, files[1]])
@@ -336,7 +337,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", OPTIONS)
+@pytest.mark.parametrize("case", few(6, OPTIONS))
 def test_options(models, offline, case):
     options, says = OPTIONS[case]
     has(refused_models(models, offline, Exception, **options), *says)

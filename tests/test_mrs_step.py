@@ -18,6 +18,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from builders import association, described, digest, write
+from common import few
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
 from mrs import (
@@ -90,7 +91,9 @@ def test_the_truth_is_found(simulate_mrs):
         assert max(row["sigma"] for row in rows(channel).values()) < 0.02, "errors that are far too large hide all"
 
 
-@pytest.mark.parametrize("degree", [1, "1,0,2", (2, 1, 0), 0])
+@pytest.mark.parametrize(
+    "degree", ["1,0,2", *(pytest.param(degree, marks=pytest.mark.slow) for degree in (1, (2, 1, 0), 0))]
+)
 def test_records(dithers, degree):
     given = degree.split(",") if isinstance(degree, str) else degree
     done = match(dithers[:2], bkg_degree=given, subtract=True)
@@ -223,7 +226,7 @@ def of_pair(pair):
     return coefficients(done), [model.data for model in done]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
+@pytest.mark.parametrize("kind", [*few(1, KINDS), *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
 @pytest.mark.usefixtures("_tidy")
 def test_each_kind_of_input_gives_the_same(pair, of_pair, kind):
     before = digest(pair)
@@ -254,6 +257,7 @@ def test_each_kind_of_input_gives_the_same(pair, of_pair, kind):
         assert not header_cards(model)
 
 
+@pytest.mark.slow
 def test_a_container_keeps_its_association(pair):
     given = ModelContainer(str(association(pair)))
     result = MRSIMatchStep.call(given, channel="1")
@@ -261,7 +265,7 @@ def test_a_container_keeps_its_association(pair):
     assert result.asn_table_name == given.asn_table_name
 
 
-@pytest.mark.parametrize("kind", ["file", "model"])
+@pytest.mark.parametrize("kind", few(1, ["file", "model"]))
 def test_one_exposure(pair, kind):
     model = datamodels.open(pair[0])
     before = model.data.copy()
@@ -426,7 +430,7 @@ CHANNELS = {
 
 
 @pytest.mark.parametrize("subtract", [True, False])
-@pytest.mark.parametrize("kind", CHANNELS)
+@pytest.mark.parametrize("kind", few(1, CHANNELS))
 def test_apply_background_2d(dithers, recorded, kind, subtract):
     old, (channel, expected) = dithers[0], CHANNELS[kind]
     if kind == "generator":
@@ -589,7 +593,7 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("kind", CHOICES)
+@pytest.mark.parametrize("kind", few(2, CHOICES))
 def test_channels_and_bands_may_be_chosen(dithers, long, kind):
     options, expected = CHOICES[kind]
     done = match([*dithers[:2], *long], bkg_degree=0, maxiters=0, **options)
@@ -680,7 +684,7 @@ def test_dedicated_backgrounds_are_left_alone(dither_files, in_memory, tmp_path)
     assert kinds == ["COMPLETE", "SKIPPED", "COMPLETE"]
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("in_memory", few(1, [True, False]))
 @pytest.mark.usefixtures("_tidy")
 def test_spectra_of_dedicated_backgrounds_stay(dither_files, in_memory, tmp_path):
     """As bkg_spec3 takes them: they are no images, and come back as they are."""

@@ -56,7 +56,7 @@ def serial(scale_data, tmp_path_factory):
 
 
 # rates in memory have no files beside which their WCS might be
-QUICK = [(name, "dask") for name in EACH] + [("sky", "threads"), ("level", "disk")]
+QUICK = [("level", "dask"), ("sky", "threads"), ("level", "disk")]
 EVERY = [
     pytest.param(name, mode, id=f"{name}-{mode}", marks=[] if (name, mode) in QUICK else SLOW)
     for name in (*EACH, *MORE)

@@ -200,6 +200,7 @@ def test_an_instance_runs_again_and_after_an_error(pair):
             np.testing.assert_array_equal(data, expected.data)
 
 
+@pytest.mark.slow
 def test_options_reach_the_step(pair, offline):
     table = offline / "table.ecsv"
     ours = to_outlier_detection(pair, bkg_degree=[0, 1, 2], channel=["2"], save_table=str(table))
