@@ -13,7 +13,7 @@ from bkgmatch.pixel_maps import PixelMap, pixel_map, pixel_side
 from bkgmatch.reprojected import reprojected
 from bkgmatch.stored import StoredArray
 
-__all__ = ["BLOCK", "CutOut", "place", "plane_in_cells", "resampled"]
+__all__ = ["BLOCK", "CutOut", "place", "plane_in_cells", "raised", "resampled"]
 
 BLOCK = 32
 """Variances are kept for squares of so many cells; cut-outs begin and end at multiples of it."""
@@ -35,7 +35,7 @@ class CutOut:
     x, y : int
         Grid coordinates of the first cell, multiples of `BLOCK`.
     value : ndarray or StoredArray of float32, shape (ny, nx)
-        Surface brightness; NaN where the exposure has no good pixel. ny and nx are multiples of `BLOCK`.
+        Surface brightness less ``base``; NaN where the exposure has no good pixel. ny and nx are multiples of `BLOCK`.
     variance : ndarray, shape (ny / BLOCK, nx / BLOCK)
         Variance per cell, as if cells did not share pixels: that of a pixel times the ratio of their areas. With it
         sums over many cells have the right error.
@@ -49,6 +49,9 @@ class CutOut:
         Extent of the cells with values along x and y.
     digest : str
         Hash of what it was made of; empty if it is not known.
+    base : float
+        About the level of the exposure, subtracted from the data while they have all their digits: small differences
+        of high levels are not lost in single precision.
     """
 
     x: int
@@ -60,10 +63,11 @@ class CutOut:
     half: float
     extent: np.ndarray
     digest: str = ""
+    base: float = 0.0
 
-    def function(self, coefficients: np.ndarray, unit: float) -> np.ndarray | np.float32:
+    def less(self, coefficients: np.ndarray, unit: float) -> np.ndarray:
         """
-        Evaluate a function in the cells.
+        Subtract a function from the exposure.
 
         Parameters
         ----------
@@ -74,10 +78,16 @@ class CutOut:
 
         Returns
         -------
-        ndarray, shape (ny, nx), or float
-            Its values; a constant as a number.
+        ndarray of float32, shape (ny, nx)
+            What is left in the cells.
         """
-        return plane_in_cells(coefficients, unit, self.x, self.y, self.value.shape)
+        rest = raised(coefficients, -self.base)
+        return self.value[...] - plane_in_cells(rest, unit, self.x, self.y, self.value.shape)
+
+
+def raised(coefficients: np.ndarray, by: float) -> np.ndarray:
+    """Coefficients of a function that is higher by a number."""
+    return coefficients + by * (np.arange(len(coefficients)) == 0)
 
 
 def plane_in_cells(
@@ -122,7 +132,8 @@ def place(
     high = np.ceil((corners.max(axis=0) + 2) / BLOCK).astype(int) * BLOCK
     side = grid.cell / pixel_side(outline)
     _check_cells(side, high - low)
-    image = pixels.image()
+    base = pixels.typical()
+    image = pixels.image(base)
     columns, rows = (np.arange(low[k], high[k]) for k in range(2))
     if reproject_func == "interp":
         parts = max(1, int(np.ceil(side - 0.1)))
@@ -141,6 +152,7 @@ def place(
         centre=centre,
         half=max(ny, nx) / 2 / side,
         extent=_extent(np.isfinite(value)),
+        base=base,
     )
 
 

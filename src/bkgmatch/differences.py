@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from scipy import ndimage
 
-from bkgmatch.cells import BLOCK, CutOut, plane_in_cells
+from bkgmatch.cells import BLOCK, CutOut, plane_in_cells, raised
 from bkgmatch.execution import HERE, Work
 from bkgmatch.pairs import added_up, pair_equations
 from bkgmatch.solve import NormalSystem, robust_trust
@@ -239,10 +239,11 @@ def fit_pair(one: CutOut, two: CutOut, p: int, unit: float) -> tuple | None:
     expected = [c.smoothing * variance for c, variance in zip((one, two), variances, strict=True)]
     terms = np.stack([np.ones(len(d)), x / unit, y / unit][:p], axis=1)
     estimate, weights, scale = _robust_fit(terms, d)
+    left = d - terms @ estimate
     normal = (terms * (weights / sum(variances))[:, None]).T @ terms * step**2
-    excess = _core_scale((d - terms @ estimate) / np.sqrt(sum(expected))) ** 2 / _PHASES if len(d) >= _FEW else np.nan
+    excess = _core_scale(left / np.sqrt(sum(expected))) ** 2 / _PHASES if len(d) >= _FEW else np.nan
     return (
-        estimate,
+        raised(estimate, one.base - two.base),
         normal,
         len(d) * step**2,
         np.median(expected, axis=1),
@@ -530,7 +531,8 @@ def join_sums(sums: Sequence[PairSums], p: int) -> PairSums:
 def _stack(
     numbers: np.ndarray, cutouts: Sequence[CutOut], y0: int, x0: int, start: Start
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values less the start, and weights, of a patch's exposures; both are 0 where there is no value."""
+    """Values less the start and a number, and weights, of a patch's exposures; both are 0 where there is no value."""
+    high = np.mean([cutouts[i].base - start.coefficients[i, 0] for i in numbers])
     value = np.full((len(numbers), PATCH, PATCH), np.nan, dtype=np.float32)
     weight = np.zeros_like(value)
     blocks = np.zeros((len(numbers), PATCH // BLOCK, PATCH // BLOCK), dtype=np.float32)
@@ -538,7 +540,8 @@ def _stack(
         c = cutouts[number]
         here, there = _windows(c, y0, x0)
         value[k][here] = c.value[there]
-        value[k] -= plane_in_cells(start.coefficients[number], start.unit, x0, y0, (PATCH, PATCH))
+        rest = raised(start.coefficients[number], high - c.base)
+        value[k] -= plane_in_cells(rest, start.unit, x0, y0, (PATCH, PATCH))
         blocks[k][_in_blocks(here)] = 1 / (c.variance[_in_blocks(there)] * start.noise[number])
     weight.reshape(len(numbers), PATCH // BLOCK, BLOCK, -1, BLOCK)[...] = blocks[:, :, None, :, None]
     missing = np.isnan(value)

@@ -18,6 +18,7 @@ LYOT = "lyot"
 """Part of a MIRI tile that is matched to the rest of it."""
 
 _SMALL = 1e-8
+_SAMPLE = 64  # pixels along a side
 
 Given = TypeVar("Given")
 
@@ -41,11 +42,18 @@ class Pixels:
     good: np.ndarray
     variance: np.ndarray | None = None
 
-    def image(self) -> np.ndarray:
-        """Return the data in single precision, NaN where they are not good."""
-        image = np.array(self.data, dtype=np.float32)
+    def image(self, less: float = 0.0) -> np.ndarray:
+        """Return the data less a number in single precision, NaN where they are not good."""
+        image = np.subtract(self.data, less, dtype=np.result_type(self.data.dtype, np.float32)).astype(np.float32)
         image[~(self.good & np.isfinite(image))] = np.nan
         return image
+
+    def typical(self) -> float:
+        """Return about the median of the good pixels, a number of single precision; 0 if none is found."""
+        step = 1 + int(np.sqrt(self.data.size) / _SAMPLE)
+        data, good = self.data[::step, ::step], self.good[::step, ::step]
+        sample = data[good & np.isfinite(data)]
+        return float(np.float32(np.median(sample))) if sample.size else 0.0
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,10 @@ def _watch_divided(
         covariance=one.covariance / factor**2,
         pairs=_divided_pairs(one.pairs, factor),
     )
-    watch(names, divided, [replace(c, value=c.value[...] / factor, variance=c.variance / factor**2) for c in cutouts])
+    scaled = [
+        replace(c, value=c.value[...] / factor, base=c.base / factor, variance=c.variance / factor**2) for c in cutouts
+    ]
+    watch(names, divided, scaled)
 
 
 def _passes(exposures: Sequence[Exposure], options: LevelMatchOptions) -> list[Pass]:

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from bkgmatch.cells import CutOut, place
+from bkgmatch.cells import CutOut, place, raised
 from bkgmatch.differences import (
     PairFits,
     PairSums,
@@ -436,6 +436,6 @@ def _background(
     measured: Measured, chosen: Sequence[int], coefficients: np.ndarray, options: LevelMatchOptions, work: Work
 ) -> float:
     """Background of the matched exposures of a tile; NaN if all of it is sources."""
-    pairs = ((measured.cutouts[i], coefficients[i]) for i in chosen)
-    images = (c.value[...] - c.function(some, measured.unit) for c, some in pairs)
-    return background_level(images, options, work=work)
+    high = float(np.mean([measured.cutouts[i].base - coefficients[i, 0] for i in chosen]))
+    images = (measured.cutouts[i].less(raised(coefficients[i], high), measured.unit) for i in chosen)
+    return background_level(images, options, work=work) + high

@@ -141,7 +141,7 @@ def _difference(cutouts: Sequence[CutOut]) -> tuple[np.ndarray, tuple[int, int]]
     x, y = max(one.x, two.x), max(one.y, two.y)
     right, top = (min(start + size for start, size in ends) for ends in _ends(cutouts))
     parts = [c.value[y - c.y : top - c.y, x - c.x : right - c.x] for c in cutouts]
-    difference = parts[0] - parts[1]
+    difference = parts[0] - parts[1] + (one.base - two.base)
     rows, columns = (np.flatnonzero(np.isfinite(difference).any(axis=k)) for k in (1, 0))
     trimmed = difference[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return trimmed, (x + int(columns[0]), y + int(rows[0]))
@@ -160,7 +160,7 @@ def _mosaic(cutouts: Sequence[CutOut], functions: Sequence[np.ndarray], unit: fl
     count = np.zeros(total.shape)
     for c, function in zip(cutouts, functions, strict=True):
         y, x = -(c.y - bottom) % step, -(c.x - left) % step
-        values = (c.value[...] - c.function(function, unit))[y::step, x::step]
+        values = c.less(function, unit)[y::step, x::step]
         rows = slice((c.y - bottom + y) // step, (c.y - bottom + y) // step + values.shape[0])
         columns = slice((c.x - left + x) // step, (c.x - left + x) // step + values.shape[1])
         known = np.isfinite(values)
