@@ -21,7 +21,8 @@ SLOW = pytest.mark.slow
 ARRAYS = ("data", "err", "dq", "var_poisson", "var_rnoise", "var_flat", "area")
 LATER = {"DATE", "CHECKSUM", "DATASUM"}  # cards of the time of writing
 OF_ASSOCIATION = {"ASNPOOL", "ASNTABLE"}  # cards of how exposures were given
-LATER_META = re.compile(r"meta\.(date|asn\.|wcs\b)|cal_logs|asdf_library|_fits_hash|history|extra_fits")
+# what jwst's libraries add to models (group_id, asn) goes with the container, not with the step
+LATER_META = re.compile(r"meta\.(date|asn\.|group_id|wcs\b)|cal_logs|asdf_library|_fits_hash|history|extra_fits")
 STEPS = {"sky": "sky", "level": "level", "planes": "planes", "spectra": "spectra", "cals": "cals"}
 
 
