@@ -5,6 +5,7 @@ Run ``pytest --ledger FOLDER ...`` for each command that the page names, all wit
 ``<!-- end SUITE -->``.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -16,6 +17,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 
 def main(folder: Path) -> None:
     counts, measures = read(folder)
+    if not counts and not measures:
+        sys.exit(f"{folder} has no ledger: run pytest --ledger {folder} ...")
     tables = {suite: counted(rows) for suite, rows in counts.items()}
     put(tables | {suite: figures(rows) for suite, rows in measures.items()})
 
@@ -74,4 +77,6 @@ def as_table(head: list[str], lines: list[list[str]], *, left: int = 1) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Write the tables of docs/reliability.md.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what pytest --ledger FOLDER has written")
+    main(parser.parse_args().folder)
