@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from astropy.modeling.models import Identity, Shift
 from astropy.table import Table
-from builders import exposure_name, has, image_model, tile_wcs, write
+from builders import exposure_name, has, image_model, part_of, tile_wcs, write
 from common import tan, to_sky
 from damage import CLEAR_ERROR, NAMED_STATUS, PLANES, RIGHT_ANSWER, error_of
 from gwcs import WCS
@@ -198,13 +198,6 @@ CASES = {
 }
 
 
-def part_of(wcs, shape):
-    """WCS of the pixels in the middle of an image."""
-    (frame, transform), *rest = ((step.frame, step.transform) for step in wcs.pipeline)
-    y, x = ((SIDE - n) // 2 for n in shape)
-    return WCS([(frame, Shift(x) & Shift(y) | transform), *rest])
-
-
 def models(shape, company, *, subarray="SUB1"):
     """As the arrays; those of extreme shape are a subarray of their own."""
     rng, made = np.random.default_rng(8), []
@@ -212,7 +205,7 @@ def models(shape, company, *, subarray="SUB1"):
     tiles = tile_wcs((2, 2), overlap=0.6)
     for i in there:
         size = SHAPES[shape] if i in odd else (SIDE, SIDE)
-        wcs = part_of(tiles[0], size) if i in odd else tiles[i]
+        wcs = part_of(tiles[0], size, of=SIDE) if i in odd else tiles[i]
         data = rng.normal(LEVELS[i], NOISE, size)
         made.append(image_model(exposure_name(i + 1), data, wcs, err=np.full(size, NOISE, np.float32)))
         made[-1].meta.instrument.detector = "NRCALONG"
