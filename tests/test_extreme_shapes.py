@@ -330,6 +330,7 @@ def peak():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # where others need the memory, pages are slow
 @pytest.mark.parametrize(
     ("kind", "run"),
     [
