@@ -46,6 +46,13 @@ def tile_wcs(
     return [detector_wcs(detector, *where, binning=binning) for _, _, *where in plan]
 
 
+def part_of(wcs: WCS, shape: tuple[int, int], *, of: int = SIDE) -> WCS:
+    """WCS of a subarray of this shape in the middle of a square image."""
+    (frame, transform), *rest = ((step.frame, step.transform) for step in wcs.pipeline)
+    y, x = ((of - n) // 2 for n in shape)
+    return WCS([(frame, Shift(x) & Shift(y) | transform), *rest])
+
+
 def exposure_name(number: int, *, observation: int = 1, detector: str = "nrcalong") -> str:
     """Name of an exposure; each number is a group of its own."""
     return f"jw09001{observation:03d}001_02101_{number:05d}_{detector}"

@@ -457,6 +457,21 @@ def test_thin_overlaps(fit, columns):
             assert not found.loose.any()
 
 
+@pytest.mark.parametrize("factor", [1e4, 1e8, 1e16])
+@pytest.mark.parametrize("passes", ["sequence", "joint"])
+def test_an_exposure_with_errors_far_too_large_does_not_disturb_the_planes_of_others(factor, passes):
+    """Its own plane is held by the others'."""
+    images = {"a": (1.0, 0, 0.01), "b": (3.0, 12, 0.01), "c": (7.0, -9, 0.01 * np.sqrt(factor))}
+    exposures = [
+        exposure(name, noise(level=level, sigma=0.01), tan(shift=(x, x)), variance=np.full(SHAPE, error**2))
+        for name, (level, x, error) in images.items()
+    ]
+    found = match_levels(exposures, options(passes=passes, **SLOPES))
+    assert found.status == ("matched",) * 3
+    np.testing.assert_allclose(found.level - found.level[0], [0, 2, 6], atol=0.01)
+    assert np.isfinite(found.sigma).all()
+
+
 def test_sources_are_masked_when_asked():
     """A comet: in one exposure only, as wide as the overlap."""
     y, x = np.indices(SHAPE)

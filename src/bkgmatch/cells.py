@@ -18,6 +18,7 @@ __all__ = ["BLOCK", "CutOut", "place", "plane_in_cells", "raised", "resampled"]
 BLOCK = 32
 """Variances are kept for squares of so many cells; cut-outs begin and end at multiples of it."""
 
+_FEW = 8  # values from which no noise can be told
 _LEAST_KNOWN = 0.1  # part of the good pixels whose variance must be given for it to be used
 _ROWS = 64
 _CHOSEN = 64
@@ -38,7 +39,8 @@ class CutOut:
         Surface brightness less ``base``; NaN where the exposure has no good pixel. ny and nx are multiples of `BLOCK`.
     variance : ndarray, shape (ny / BLOCK, nx / BLOCK)
         Variance per cell, as if cells did not share pixels: that of a pixel times the ratio of their areas. With it
-        sums over many cells have the right error.
+        sums over many cells have the right error. NaN where it is neither given nor seen: pixels are too few, or all
+        the same.
     smoothing : float
         Variance of a single cell's value, as a fraction of that: less than 1, for interpolation takes means.
     centre : ndarray, shape (2,)
@@ -287,13 +289,14 @@ def _pixel_variances(image: np.ndarray, pixels: Pixels) -> np.ndarray:
         if known.sum() > _LEAST_KNOWN * good.sum():
             return np.where(known, pixels.variance, np.nan).astype(np.float32)
     scatter = np.full(image.shape, np.nan, dtype=np.float32)
-    # The median of the square of a normal deviate is 0.455; a difference has twice the variance.
-    scatter[2:, 2:] = (image[2:, 2:] - image[:-2, :-2]) ** 2 / (2 * 0.4549)
+    np.subtract(image[2:, 2:], image[:-2, :-2], out=scatter[2:, 2:])
+    scatter *= scatter
+    scatter /= 2 * 0.4549  # the median of the square of a normal deviate; a difference has twice the variance
     return scatter
 
 
 def _block_medians(image: np.ndarray) -> np.ndarray:
-    """Median of each block of pixels, from every other row and column; the median of all where there is none."""
+    """Median of each block of pixels, from every other row and column; that of all where there is none, or NaN."""
     padded = [-(-n // BLOCK) * BLOCK for n in image.shape]
     wide = np.full(padded, np.nan, dtype=np.float32)
     wide[: image.shape[0], : image.shape[1]] = image
@@ -301,7 +304,7 @@ def _block_medians(image: np.ndarray) -> np.ndarray:
     sample = np.sort(sample.transpose(0, 2, 1, 3).reshape(*(n // BLOCK for n in padded), -1), axis=-1)
     count = np.isfinite(sample).sum(axis=-1)
     middle = np.take_along_axis(sample, np.maximum((count[..., None] - 1) // 2, 0), axis=-1)[..., 0]
-    known = (count >= 8) & (middle > 0)
+    known = (count >= _FEW) & (middle > 0)
     every = image[np.isfinite(image) & (image > 0)]
-    general = np.median(middle[known]) if known.any() else np.median(every) if every.size else 1.0
+    general = np.median(middle[known]) if known.any() else np.median(every) if every.size >= _FEW else np.nan
     return np.where(known, middle, general).astype(np.float32)

@@ -332,7 +332,7 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
         Coefficients with mean zero over each component, 0 for exposures without pairs.
     """
     p = fits.estimate.shape[1]
-    prior = 1e-6 * np.median(fits.normal[:, 0, 0]) * (np.arange(p) > 0) if len(fits.first) else None
+    prior = _start_prior(fits.normal[:, 0, 0]) * (np.arange(p) > 0) if len(fits.first) else None
     coefficients = np.zeros((n, p))
     trust = np.ones(len(fits.first))
     rhs = _times(fits.normal, fits.estimate)
@@ -347,6 +347,11 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
         if iteration > _LEAST_ABSOLUTE_ITERATIONS and np.abs(trust - before).max() < 1e-3:
             break
     return Start(coefficients, _noise_factors(n, fits), unit)
+
+
+def _start_prior(weights: np.ndarray) -> float:
+    """Weight that holds tilts in common: small among those of pairs, and not lost in rounding of the largest."""
+    return max(1e-6 * float(np.median(weights)), 1e-9 * float(weights.max()))
 
 
 def _noise_factors(n: int, fits: PairFits) -> np.ndarray:

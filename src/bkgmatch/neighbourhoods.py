@@ -326,6 +326,7 @@ def measure_neighbourhood(
         what="Putting exposures on common cells",
         name=lambda item: item[0].name,
     )
+    cutouts = _with_noise(cutouts)
     unit = float(np.median([c.half for c in cutouts]))
     touching = [(i, int(j)) for i, others in enumerate(candidate_neighbours(outlines)) for j in others if i < j]
     fits = fit_pairs(cutouts, touching, p, unit, work=work)
@@ -350,6 +351,15 @@ def _placed(item: tuple[Exposure, Footprint], grid: Grid, options: LevelMatchOpt
         cutout = place(pixels, outline, exposure.wcs, grid, reproject_func=options.reproject_func)
     digest = exposure.digest and fingerprint(exposure, outline, grid, options)
     return replace(cutout, value=shelf.keep(cutout.value, digest), digest=digest)
+
+
+def _with_noise(cutouts: Sequence[CutOut]) -> list[CutOut]:
+    """Give exposures whose noise is not known, as of those of few pixels, that of the others; 1 if none is."""
+    typical = np.array([np.median(c.variance) for c in cutouts])
+    known = np.isfinite(typical)
+    usual = np.median(typical[known]) if known.any() else 1.0
+    rows = zip(cutouts, known, strict=True)
+    return [c if seen else replace(c, variance=np.full_like(c.variance, usual)) for c, seen in rows]
 
 
 def _keys(pairs: PairSums | PairFits, n: int) -> np.ndarray:

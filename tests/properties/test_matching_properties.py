@@ -23,6 +23,7 @@ from strategies import (
     rounded,
     same_sets,
     scenes,
+    sky_ways,
 )
 
 from bkgmatch.options import SkyMatchOptions
@@ -328,3 +329,112 @@ def test_adding_a_plane_moves_a_plane_by_that(data):
     excess = np.abs(two.values - one.values - steps)[firm] - SINGLE * scale(moved) * np.array([1, 10, 10])
     assert (excess <= one.sigma[firm]).all(), excess / one.sigma[firm]
     note("properties", "adding a plane: level match")
+
+
+# Dedicated backgrounds
+
+
+def with_backgrounds(scene: Scene, seed: int, n: int) -> Scene:
+    """The same with times, and dedicated backgrounds elsewhere, each at another time."""
+    backgrounds = make_scene(seed, n, size=(16, 40), spread=0.1).renamed("b").moved(PLACES["elsewhere, turned"])
+    both = scene + backgrounds
+    times = np.random.default_rng(seed).uniform(0, 100, len(both))  # no two gaps are the same
+    is_background = np.arange(len(both)) >= len(scene)
+    return both.with_fields(time=times.tolist(), is_background=is_background.tolist())
+
+
+def anchors(scene: Scene, component: np.ndarray, scope: str) -> tuple[np.ndarray, np.ndarray]:
+    """For each exposure: of its set the science exposure nearest in time to a background, and that background."""
+    is_background = np.array([f["is_background"] for f in scene.fields])
+    time = np.array([f["time"] for f in scene.fields])
+    sets = component if scope == "component" else np.minimum(component, 0)
+    target, background = np.full((2, len(scene)), -1)
+    for one in np.unique(sets[sets >= 0]):
+        inside = np.flatnonzero((sets == one) & ~is_background)
+        pairs = [(abs(time[i] - time[b]), i, b) for i in inside for b in np.flatnonzero(is_background)]
+        if pairs:
+            _, target[sets == one], background[sets == one] = min(pairs)
+    return target, background
+
+
+def first(fit: Fit, some: slice) -> Fit:
+    """What was found of some exposures."""
+    return Fit(fit.status[some], *(a[some] for a in fit[1:4]), None)
+
+
+def background_ways(scope: str) -> st.SearchStrategy[SkyWay]:
+    return sky_ways(zero_point="background", zero_point_scope=scope)
+
+
+every_scope = pytest.mark.parametrize("scope", ["global", "component"])
+
+
+@every_scope
+@given(scene=scenes(2, 5, dead=False), seed=SEEDS, n=st.integers(1, 3), data=st.data())
+def test_levels_follow_the_dedicated_background(scope, scene, seed, n, data):
+    """
+    The science exposure nearest in time to a background gets the sky of that: what is added to the background is added
+    to all levels, what is added to all science exposures to none, and what is added to one to that, but for its anchor.
+    Components that have no anchor of their own keep their mean.
+    """
+    match, scene = data.draw(background_ways(scope)), with_backgrounds(scene, seed, n)
+    one = match(scene)
+    target, background = anchors(scene, one.component, scope)
+    science = slice(len(scene) - n)
+    matched = np.flatnonzero(one.matched[science])
+    sky = one.result.sky[background[matched]]
+    np.testing.assert_allclose(one.values[target[matched], 0], sky, rtol=0, atol=SINGLE * scale(scene))
+    drawn = rounded(np.random.default_rng(seed).normal(0, 5, len(scene)))
+    alike = np.where(np.arange(len(scene)) < len(scene) - n, drawn[0], drawn)
+    for added in (alike, drawn):
+        two = match(scene.with_data(lambda i, d, added=added: d + added[i]))
+        expected = one.values.copy()
+        steps = less_mean(added.astype(float), one.component)
+        expected[matched, 0] += (steps - steps[target] + added[background])[matched]
+        atol = SINGLE * (scale(scene) + 100)
+        assert_same(
+            first(one._replace(values=expected), science), first(two, science), atol, sigmas=3 * match.slack, rtol=0.1
+        )
+    note("properties", f"dedicated background: levels follow it, {scope}")
+
+
+@every_scope
+@given(scene=scenes(2, 5, dead=False), seed=SEEDS, n=st.integers(1, 3), data=st.data())
+def test_dedicated_backgrounds_in_any_order_and_unit(scope, scene, seed, n, data):
+    match, scene = data.draw(background_ways(scope)), with_backgrounds(scene, seed, n)
+    order = data.draw(st.permutations(range(len(scene))))
+    one, two = match(scene), match(scene.take(order))
+    expected = Fit(*(np.asarray(a)[order] for a in one[:4]), None)._replace(status=tuple(one.status[k] for k in order))
+    assert_same(expected, two, 1e-10 * scale(scene), rtol=1e-10)
+    note("properties", f"dedicated background: order of input, {scope}")
+    factor = data.draw(st.sampled_from([1e-20, 1e-6, 0.37, 1e6, 1e20]))
+    two = match(scene.times(factor))
+    two = two._replace(values=two.values / factor, sigma=two.sigma / factor)
+    assert_same(one, two, SINGLE * scale(scene), sigmas=3 * match.slack, rtol=match.slack)
+    note("properties", f"dedicated background: units, {scope}")
+
+
+@given(scene=scenes(2, 5, dead=False), seed=SEEDS, n=st.integers(1, 3), local=st.booleans(), data=st.data())
+def test_level_matching_with_dedicated_backgrounds(scene, seed, n, local, data):
+    """
+    They only tell which tile is the reference: the one nearest to them in time. What is added to all science exposures
+    is added to all of their levels with local subtraction, and to none without; what is added to backgrounds, never.
+    """
+    match = data.draw(level_ways(reference="background", do_local_subtraction=local))
+    scene = with_backgrounds(scene, seed, n)
+    one = match(scene)
+    assert set(one.status[-n:]) == {"background"}
+    target, _ = anchors(scene, one.component, "component")
+    tile = {c: match.tile(scene.names[t]) or scene.names[t] for c, t in zip(one.component, target, strict=True)}
+    assert one.result.reference == tuple(tile[c] for c in range(len(one.result.reference)))
+    common, own = 3.5, rounded(np.random.default_rng(seed).normal(0, 5, n))
+    moved = scene.with_data(lambda i, d: d + (common if i < len(scene) - n else own[i - len(scene) + n]))
+    expected = one.values.copy()
+    expected[:, 0] += common if local else 0.0
+    assert_same(
+        one._replace(values=expected), match(moved), SINGLE * scale(moved), sigmas=match.slack, rtol=match.slack
+    )
+    order = data.draw(st.permutations(range(len(scene))))
+    expected = Fit(*(np.asarray(a)[order] for a in one[:4]), None)._replace(status=tuple(one.status[k] for k in order))
+    assert_same(expected, match(scene.take(order)), 1e-10 * scale(scene), rtol=1e-10)
+    note("properties", "dedicated background: level match")
