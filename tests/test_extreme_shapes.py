@@ -339,7 +339,7 @@ def peak():
     ],
 )
 def test_exposures_of_16384_x_16384(kind, run):
-    """Known constants, within the quoted errors, in less than 8 GB; half of each lies on the other."""
+    """Known constants, within the quoted errors, in less than 9 GB; half of each lies on the other."""
     exposures = [
         Exposure(
             f"e{i}", partial(large, level, i), to_sky(tan(shape=(LARGE, LARGE), shift=(i * LARGE / 2, 0), pixel=0.03))
