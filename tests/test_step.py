@@ -458,12 +458,15 @@ def test_a_table_fits_the_same_exposures_of_another_suffix(pair, tmp_path):
 
 
 @pytest.mark.parametrize("subtract", [False, True])
-def test_repetition_changes_nothing(pair, tmp_path, subtract):
+def test_repetition_changes_nothing(pair, tmp_path, subtract, caplog):
     options = {"subtract": subtract, "skystat": "median", "save_results": True, "output_dir": str(tmp_path)}
     first = run(association(pair), **options)
     once, before = levels(first), arrays(first)
+    assert "before, which the levels include" not in caplog.text
     for given in (saved(pair, tmp_path), first):
+        caplog.clear()
         again = run(given, subtract=subtract, skystat="median")
+        assert ("subtracted before, which the levels include; at most" in caplog.text) == subtract
         np.testing.assert_allclose(levels(again), once, atol=1e-6)
         for now, then in zip(arrays(again), before, strict=True):
             np.testing.assert_allclose(now, then, atol=2e-6)

@@ -152,6 +152,11 @@ class SkyMatchStep(BackgroundStep):
             for index, (level, sigma) in enumerate(zip(match.level.tolist(), match.sigma.tolist(), strict=True)):
                 self._record(inputs, index, self.skymethod, level, sigma)
         tell(log, story(match, inputs.unit, "subtracted" if self.subtract else "recorded"))
+        before = inputs.previous != 0
+        if before.any():
+            new = np.nanmax(np.abs(found.level[before]), initial=0)
+            done = f"{before.sum()} of {len(before)} exposures had levels subtracted before"
+            log.info("%s, which the levels include; at most %.3g %s is new", done, new, inputs.unit)
         if self.save_table:
             save_tables(self.save_table, table, pairs)
 
