@@ -42,7 +42,7 @@ from bkgmatch.options import LevelMatchOptions
 from bkgmatch.planes import Plane
 from bkgmatch.simulate import simulate_mosaic
 from bkgmatch.steps.cards import drop_cards
-from bkgmatch.steps.models import undo
+from bkgmatch.steps.models import LevelRecord, undo
 from bkgmatch.steps.plane_record import PlaneRecord
 from bkgmatch.steps.simulated import as_model, write_exposures
 
@@ -471,6 +471,39 @@ def test_undo_gives_back_a_flagged_pixel_that_had_just_the_level():
     assert (model.data[:3] == 4.25).all()
     assert (model.data[3:5] == 0).all()
     assert (model.data[5:] == 5).all()
+
+
+@pytest.mark.parametrize("chain", ["LSL", "SL", "SLS", "LSSSSS", "LSLSLS"])
+def test_undo_gives_back_blank_pixels_whatever_was_subtracted_in_turn(chain):
+    """Zero, where they have never seen the sky; a flagged pixel that comes to the value of these is none of them."""
+    rng = np.random.default_rng(len(chain))
+    values = np.zeros((64, 64)), rng.normal(5, 1, (64, 64))
+    model = image_model(exposure_name(1), np.where(np.arange(64) < 5, *values), tile_wcs((1, 1))[0])
+    model.dq[:, :10] = 1
+    given, previous = model.data.copy(), 0.0
+    for step in chain:
+        level = rng.normal(0, 1)
+        if step == "L":
+            PlaneRecord(Plane(level, (0.01, 0.02), tuple(float(a) for a in model.meta.wcs(32, 32)))).apply(model)
+        else:
+            level += previous
+            LevelRecord(level, "match", subtract=True, previous=previous).apply(model)
+            previous = level
+    undo(model)
+    assert (model.data[:, :5] == 0).all()
+    np.testing.assert_allclose(model.data, given, rtol=0, atol=5e-6)
+
+
+def test_undo_gives_back_a_flagged_pixel_that_level_matching_brings_to_minus_the_sky_level():
+    """It is not taken for a blank pixel, which has that value after SkyMatchStep."""
+    model = image_model(exposure_name(1), np.full((64, 64), 0.5), tile_wcs((1, 1))[0])
+    model.dq[:5], model.data[3:5] = 1, 0
+    LevelRecord(2.0, "match", subtract=True).apply(model)
+    PlaneRecord(Plane(0.5)).apply(model)
+    undo(model)
+    np.testing.assert_allclose(model.data[:3], 0.5, atol=1e-6)
+    assert (model.data[3:5] == 0).all()
+    assert (model.data[5:] == 0.5).all()
 
 
 def tilted_model():

@@ -9,7 +9,7 @@ import numpy as np
 from stdatamodels.jwst.datamodels import JwstDataModel
 from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
-from bkgmatch.apply import shift
+from bkgmatch.apply import blank_value, shift
 from bkgmatch.images import CORNER_CARDS, read_corners
 from bkgmatch.planes import Plane
 from bkgmatch.steps.cards import card, drop_cards, drop_status, put_card, put_status
@@ -177,13 +177,21 @@ def undo_plane(model: JwstDataModel) -> bool:
 
 
 def _add(model: JwstDataModel, background: np.ndarray | float) -> None:
-    """Add to a model's data; pixels that never saw the sky stay zero."""
+    """Add to a model's data; pixels that never saw the sky stay as they are: zero, less a sky level."""
     data = shift(model.data, background)
     if model.dq is not None:
         flagged = (model.dq & np.uint32(_NO_SKY)) != 0
-        data[flagged & (data == 0)] = np.finfo(data.dtype).tiny  # not one of the blank pixels, for undo
-        data[flagged & (model.data == 0)] = 0
+        blank = blank_value(data.dtype, _sky_level(model))
+        other = np.nextafter(blank, np.inf) if blank else np.finfo(data.dtype).tiny
+        data[flagged & (data == blank)] = other  # not one of the blank pixels, for undo
+        data[flagged & (model.data == blank)] = blank
     model.data = data
+
+
+def _sky_level(model: JwstDataModel) -> float:
+    """Sky level that is subtracted."""
+    background = model.meta.background
+    return float(background.level or 0) if background.subtracted else 0.0
 
 
 def write_record(model: JwstDataModel, record: PlaneRecord) -> None:
