@@ -637,6 +637,17 @@ def test_undo_refuses_a_background_that_differs_in_one_pixel(image_cals, saved, 
             np.testing.assert_array_equal(getattr(model, name), before[name])
 
 
+@pytest.mark.parametrize("plane", ["ERR", "DQ"])
+def test_undo_refuses_a_background_without_errors_or_flags(image_cals, saved, tmp_path, plane, capsys):
+    done, made = (results(image_cals, saved, suffix)[0] for suffix in ("i4i", "i4ibkg"))
+    shutil.copy(done, tmp_path)
+    with fits.open(made) as hdus:
+        del hdus["ASDF"], hdus[plane]
+        hdus.writeto(tmp_path / made.name)
+    assert main(["undo", str(tmp_path / done.name), "--out", str(tmp_path / "undone")]) == 1
+    has(capsys.readouterr().err, done.name, f"{made.name} is not the background that was subtracted")
+
+
 def test_undo_takes_a_background_that_was_compressed_or_saved_again(image_cals, saved, pairs, tmp_path):
     done, made = (results(image_cals, saved, suffix) for suffix in ("i4i", "i4ibkg"))
     with fits.open(made[0]) as hdus:

@@ -225,8 +225,9 @@ def _digest(background: JwstDataModel) -> str:
     """Hash of what is subtracted, however it is stored."""
     digest = hashlib.blake2b(digest_size=16)
     for plane, dtype in _HASHED.items():
+        given = getattr(background, plane, None)
         with np.errstate(over="ignore"):  # to infinity, as in the file
-            values = np.array(getattr(background, plane), dtype=dtype)
+            values = np.array([] if given is None else given, dtype=dtype)
         if values.dtype.kind == "f":
             values[np.isnan(values)] = np.nan  # which has many bit patterns
         digest.update(f"{plane} {values.shape}\n".encode() + values.tobytes())
