@@ -550,6 +550,18 @@ def test_results_given_again_keep_their_suffix(three, tmp_path, blind):
     assert sorted((tmp_path / "two").glob("*.fits")) == results(three, tmp_path / "two")
 
 
+def test_a_full_disk_is_not_blamed_on_the_exposure(three, tmp_path, monkeypatch, blind):
+    """The error names the background that there is no room for."""
+
+    def fails(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datamodels.ImageModel, "save", fails)
+    made = re.escape(str(results(three, tmp_path, "i4ibkg")[0]))
+    with pytest.raises(OSError, match=rf"^{made} cannot be written .*No space left.*make room there"):
+        run(list(map(str, three)), save_results=True, output_dir=str(tmp_path), **QUICK, **blind)
+
+
 # -------------------------------------------------------------------------------------------------- undo
 
 

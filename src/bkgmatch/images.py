@@ -21,7 +21,7 @@ from bkgmatch.exposures import Exposure, Pixels, icrs_of
 from bkgmatch.paths import is_there, located
 from bkgmatch.planes import Corners, Plane
 from bkgmatch.reasons import reason
-from bkgmatch.written import check_folder, whole_file, whole_files
+from bkgmatch.written import NotWritten, check_folder, whole_file, whole_files
 
 __all__ = [
     "CORNER_CARDS",
@@ -190,7 +190,7 @@ def naming(file: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # astropy, asdf, numpy and the models raise many kinds
-        is_of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
+        is_of_system = isinstance(error, MemoryError | NotWritten) or (isinstance(error, OSError) and error.errno)
         if is_of_system or Path(file).name in str(error):
             raise
         raise ValueError(
