@@ -307,6 +307,30 @@ def test_undo_of_an_image(tmp_path, fit):
         assert FitsImage.open(path).undo(again) == (again / file.name, False)
 
 
+def test_undo_of_an_image_that_has_been_aligned_since(tmp_path):
+    """What was subtracted is added back to the same pixels; what is subtracted in between, too."""
+    files = write(tmp_path / "in")
+    given = files
+    for k in range(2):
+        out = tmp_path / str(k)
+        assert level(*given, "--out", out, "--fit_type", "level+slope", "--no-do_local_subtraction") == 0
+        given = [out / file.name for file in files]
+        for file in given:
+            with fits.open(file, mode="update") as hdus:
+                header = next(hdu.header for hdu in hdus if "CRVAL1" in hdu.header)
+                header["CRVAL1"] += 0.4 / 3600
+                header["CRVAL2"] -= 0.3 / 3600
+                if k == 0:  # now the planes do not cancel
+                    hdus["SCI"].data += np.linspace(0, 1, SHAPE[1], dtype=np.float32) * (file.name == "b.fits")
+    for file, matched in zip(files, given, strict=True):
+        path, undone = FitsImage.open(matched).undo(tmp_path)
+        assert undone
+        slope = np.linspace(0, 1, SHAPE[1], dtype=np.float32) * (file.name == "b.fits")
+        np.testing.assert_allclose(pixels(path), pixels(file) + slope, rtol=0, atol=4e-6)
+        with fits.open(path) as hdus:
+            assert not [key for key in hdus[0].header if key.startswith(("LVLM", "S_LVL"))]
+
+
 @pytest.mark.parametrize("layout", ["SCI", "primary"])
 @pytest.mark.parametrize("fit", ["level", "level+slope"])
 def test_undo_on_the_command_line(tmp_path, fit, layout):

@@ -29,6 +29,7 @@ from bkgmatch.cli import main
 from bkgmatch.detectors import pixels_on_plane
 from bkgmatch.options import ImageForImageOptions
 from bkgmatch.simulate_dithers import simulate_dithers
+from bkgmatch.steps.cards import drop_cards
 from bkgmatch.steps.models import undo
 from bkgmatch.steps.simulated import as_model
 
@@ -38,7 +39,7 @@ ESTIMATED, UNUSABLE, NON_SCIENCE, JUMP = (
     dq_flags[name] for name in ("FLUX_ESTIMATED", "DO_NOT_USE", "NON_SCIENCE", "JUMP_DET")
 )
 PLANES = ("data", "err", "dq", "var_poisson", "var_rnoise", "var_flat")
-RECORD = {"S_I4IMG", "I4I_SUB", "I4IBKG", "I4I_RNOI"}
+RECORD = {"S_I4IMG", "I4I_SUB", "I4IBKG", "I4I_HASH", "I4I_RNOI"}
 QUICK = {"maxiters": 1}
 
 
@@ -458,7 +459,8 @@ def test_saved_backgrounds(image_cals, saved, pairs):
 def test_cards_survive_saving_opening_and_saving_again(image_cals, saved, pairs, tmp_path):
     for file, (_, new, _) in zip(results(image_cals, saved), pairs, strict=True):
         found = cards(file)
-        assert found == {
+        assert re.fullmatch("[0-9a-f]{32}", found["I4I_HASH"])
+        assert {key: found[key] for key in found if key != "I4I_HASH"} == {
             "S_I4IMG": "COMPLETE", "I4I_SUB": True, "I4IBKG": file.name.replace("_i4i", "_i4ibkg"), "I4I_RNOI": 1.0,
         }  # fmt: skip
         assert new.meta.cal_step.image_for_image == "COMPLETE"
@@ -548,6 +550,18 @@ def test_results_given_again_keep_their_suffix(three, tmp_path, blind):
     assert sorted((tmp_path / "two").glob("*.fits")) == results(three, tmp_path / "two")
 
 
+def test_a_full_disk_is_not_blamed_on_the_exposure(three, tmp_path, monkeypatch, blind):
+    """The error names the background that there is no room for."""
+
+    def fails(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datamodels.ImageModel, "save", fails)
+    made = re.escape(str(results(three, tmp_path, "i4ibkg")[0]))
+    with pytest.raises(OSError, match=rf"^{made} cannot be written .*No space left.*make room there"):
+        run(list(map(str, three)), save_results=True, output_dir=str(tmp_path), **QUICK, **blind)
+
+
 # -------------------------------------------------------------------------------------------------- undo
 
 
@@ -602,6 +616,75 @@ def test_undo_of_a_background_of_another_unit_or_shape(image_cals, saved, tmp_pa
         with pytest.raises(ValueError, match=rf"{done.name} has shape .*{made.name}"):
             undo(model, tmp_path)
     assert not (tmp_path / "undone").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "median"}, pytest.param({"method": "median", "subtract": False}, marks=pytest.mark.slow)]
+)
+def test_undo_refuses_the_background_of_a_later_run(three, tmp_path, options, blind, capsys):
+    """It has taken the name of the one that was subtracted."""
+    cals, saving = list(map(str, three)), {"save_results": True, "output_dir": str(tmp_path), **QUICK, **blind}
+    run(cals, **saving)
+    run(cals, suffix="other", **options, **saving)
+    done, made = results(three, tmp_path), results(three, tmp_path, "i4ibkg")
+    assert main(["undo", *map(str, done), "--out", str(tmp_path / "undone")]) == 1
+    has(capsys.readouterr().err, done[0].name, str(made[0]), "of another run", "use the input of the step")
+    assert not (tmp_path / "undone").exists()
+    run(cals, suffix="again", **saving)
+    assert main(["undo", *map(str, done), "--out", str(tmp_path / "undone")]) == 0, "the same run makes the same again"
+
+
+@pytest.mark.parametrize("plane", ["data", "err", "dq"])
+def test_undo_refuses_a_background_that_differs_in_one_pixel(image_cals, saved, tmp_path, plane):
+    done, made = (results(image_cals, saved, suffix)[0] for suffix in ("i4i", "i4ibkg"))
+    with datamodels.open(done) as model, datamodels.open(made) as background:
+        changed, before = background.copy(), {name: getattr(model, name).copy() for name in PLANES}
+        values = getattr(changed, plane).copy()
+        values[5, 6] += 1
+        setattr(changed, plane, values)
+        changed.save(tmp_path / made.name)
+        with pytest.raises(ValueError, match=rf"{done.name}: .*{made.name} is not the background that was subtracted"):
+            undo(model, tmp_path)
+        for name in PLANES:
+            np.testing.assert_array_equal(getattr(model, name), before[name])
+
+
+@pytest.mark.parametrize("plane", ["ERR", "DQ"])
+def test_undo_refuses_a_background_without_errors_or_flags(image_cals, saved, tmp_path, plane, capsys):
+    done, made = (results(image_cals, saved, suffix)[0] for suffix in ("i4i", "i4ibkg"))
+    shutil.copy(done, tmp_path)
+    with fits.open(made) as hdus:
+        del hdus["ASDF"], hdus[plane]
+        hdus.writeto(tmp_path / made.name)
+    assert main(["undo", str(tmp_path / done.name), "--out", str(tmp_path / "undone")]) == 1
+    has(capsys.readouterr().err, done.name, f"{made.name} is not the background that was subtracted")
+
+
+def test_undo_takes_a_background_that_was_compressed_or_saved_again(image_cals, saved, pairs, tmp_path):
+    done, made = (results(image_cals, saved, suffix) for suffix in ("i4i", "i4ibkg"))
+    with fits.open(made[0]) as hdus:
+        packed = [
+            fits.CompImageHDU(hdu.data, hdu.header, compression_type="GZIP_2", quantize_level=0)
+            if hdu.name in ("SCI", "ERR", "DQ")
+            else hdu
+            for hdu in hdus
+        ]
+        fits.HDUList(packed).writeto(tmp_path / made[0].name)
+    with datamodels.open(made[1]) as background:
+        background.save(tmp_path / made[1].name)
+    for k in range(2):
+        with datamodels.open(done[k]) as model:
+            assert undo(model, tmp_path)
+            assert_undone(model, pairs[k][0])
+
+
+def test_undo_of_results_that_know_only_the_name_of_their_background(image_cals, saved, pairs, tmp_path):
+    """As those of versions that recorded no digest."""
+    done = results(image_cals, saved)[0]
+    with datamodels.open(done) as model:
+        drop_cards(model, "I4I_HASH")
+        assert undo(model, saved)
+        assert_undone(model, pairs[0][0])
 
 
 def test_undo_without_the_background_beside(image_cals, saved, tmp_path, capsys):

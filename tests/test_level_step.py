@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -30,16 +30,19 @@ from common import few
 from conftest import FAR
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.skymatch import SkyMatchStep as JwstSkyMatchStep
+from jwst.tweakreg.utils import adjust_wcs
 from stdatamodels.jwst import datamodels
 from stpipe import entry_points
 
 from bkgmatch import LevelMatchStep, SkyMatchStep
 from bkgmatch.cli import main
 from bkgmatch.detectors import pixels_on_plane
+from bkgmatch.images import CORNER_CARDS
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.planes import Plane
 from bkgmatch.simulate import simulate_mosaic
-from bkgmatch.steps.models import undo
+from bkgmatch.steps.cards import drop_cards
+from bkgmatch.steps.models import LevelRecord, undo
 from bkgmatch.steps.plane_record import PlaneRecord
 from bkgmatch.steps.simulated import as_model, write_exposures
 
@@ -47,7 +50,9 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 FREE = {"reference": "mean", "do_local_subtraction": False}  # nothing but what overlaps determine
 LEVEL_CARDS = {"S_LVLMAT", "LVLMATCH", "LVLM_SIG", "LVLM_SUB"}
-PLANE_CARDS = {"S_LVLMAT", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC", "LVLM_SIG", "LVLM_SUB"}
+PLANE_CARDS = {
+    "S_LVLMAT", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC", "LVLM_SIG", "LVLM_SUB", *CORNER_CARDS,
+}  # fmt: skip
 RECORD = LEVEL_CARDS | PLANE_CARDS
 STRIP = {"tiles": (1, 2), "dithers": 2, "overlap": 0.3, "level_range": (1.0, 3.0)}
 
@@ -466,6 +471,97 @@ def test_undo_gives_back_a_flagged_pixel_that_had_just_the_level():
     assert (model.data[:3] == 4.25).all()
     assert (model.data[3:5] == 0).all()
     assert (model.data[5:] == 5).all()
+
+
+@pytest.mark.parametrize("chain", ["LSL", "SL", "SLS", "LSSSSS", "LSLSLS"])
+def test_undo_gives_back_blank_pixels_whatever_was_subtracted_in_turn(chain):
+    """Zero, where they have never seen the sky; a flagged pixel that comes to the value of these is none of them."""
+    rng = np.random.default_rng(len(chain))
+    values = np.zeros((64, 64)), rng.normal(5, 1, (64, 64))
+    model = image_model(exposure_name(1), np.where(np.arange(64) < 5, *values), tile_wcs((1, 1))[0])
+    model.dq[:, :10] = 1
+    given, previous = model.data.copy(), 0.0
+    for step in chain:
+        level = rng.normal(0, 1)
+        if step == "L":
+            PlaneRecord(Plane(level, (0.01, 0.02), tuple(float(a) for a in model.meta.wcs(32, 32)))).apply(model)
+        else:
+            level += previous
+            LevelRecord(level, "match", subtract=True, previous=previous).apply(model)
+            previous = level
+    undo(model)
+    assert (model.data[:, :5] == 0).all()
+    np.testing.assert_allclose(model.data, given, rtol=0, atol=5e-6)
+
+
+def test_undo_gives_back_a_flagged_pixel_that_level_matching_brings_to_minus_the_sky_level():
+    """It is not taken for a blank pixel, which has that value after SkyMatchStep."""
+    model = image_model(exposure_name(1), np.full((64, 64), 0.5), tile_wcs((1, 1))[0])
+    model.dq[:5], model.data[3:5] = 1, 0
+    LevelRecord(2.0, "match", subtract=True).apply(model)
+    PlaneRecord(Plane(0.5)).apply(model)
+    undo(model)
+    np.testing.assert_allclose(model.data[:3], 0.5, atol=1e-6)
+    assert (model.data[3:5] == 0).all()
+    assert (model.data[5:] == 0.5).all()
+
+
+def tilted_model():
+    """An exposure, and planes for both fields of it."""
+    model = image_model(exposure_name(1), np.random.default_rng(7).normal(5, 1, (64, 64)), tile_wcs((1, 1))[0])
+    ra, dec = (float(angle) for angle in model.meta.wcs(32, 32))
+    one = Plane(1.5, (0.02, -0.03), (ra, dec))
+    return model, PlaneRecord(one, Plane(-2.0, (-0.01, 0.04), (ra, dec)), sigma=0.001)
+
+
+MOVES = {
+    "shift": {"delta_ra": 0.5 / 3600, "delta_dec": -0.3 / 3600},
+    "shift by a quarter of the image": {"delta_ra": 30 / 3600},
+    "turn": {"delta_roll": 0.1, "scale_factor": 1.0002},
+}
+
+
+@pytest.mark.parametrize("moves", [*([name] for name in MOVES), list(MOVES)], ids=str)
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_undo_of_planes_of_an_exposure_that_tweakreg_has_aligned_since(moves, is_saved, tmp_path):
+    """What was subtracted is added back to the same pixels; what is subtracted in between, too."""
+    model, record = tilted_model()
+    given = model.data.copy()
+    for move in moves:
+        record.apply(model)
+        model.meta.wcs = adjust_wcs(model.meta.wcs, **MOVES[move])
+        ra, dec = (float(angle) for angle in model.meta.wcs(32, 32))
+        science, lyot = (replace(plane, centre=(ra, dec)) for plane in (record.science, record.lyot))
+        record = replace(record, science=science, lyot=lyot)
+    if is_saved:
+        (file,) = write([model], tmp_path)
+        assert main(["undo", str(file), "--out", str(tmp_path / "undone")]) == 0
+        data = fits.getdata(tmp_path / "undone" / file.name, "SCI")
+        assert cards(tmp_path / "undone" / file.name) == {}
+    else:
+        assert undo(model)
+        data = model.data
+    np.testing.assert_allclose(data, given, rtol=0, atol=5e-6)
+
+
+def test_undo_of_planes_without_corners_is_by_the_sky():
+    """Earlier versions recorded none."""
+    model, record = tilted_model()
+    given = model.data.copy()
+    record.apply(model)
+    drop_cards(model, *CORNER_CARDS, "LVLY_P1", "LVLY_P2", "LVLY_P3")
+    assert undo(model)
+    np.testing.assert_allclose(model.data, given, rtol=0, atol=2e-6)
+
+
+def test_undo_of_a_plane_of_an_image_that_was_cut_out_is_by_the_sky():
+    """Its corners are others."""
+    model, record = tilted_model()
+    given = model.data.copy()
+    replace(record, lyot=None).apply(model)
+    model.data, model.dq = model.data[:, :40], model.dq[:, :40]
+    assert undo(model)
+    np.testing.assert_allclose(model.data, given[:, :40], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("options", few(1, [{}, PLANES]), ids=["levels", "planes"])

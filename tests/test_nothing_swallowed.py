@@ -30,7 +30,7 @@ from bkgmatch.associate import associate
 from bkgmatch.cli import main
 from bkgmatch.execution import Work
 from bkgmatch.exposures import Exposure
-from bkgmatch.images import read_plane
+from bkgmatch.images import CORNER_CARDS, read_plane
 from bkgmatch.journal import Journal
 from bkgmatch.level_story import story
 from bkgmatch.levels import match_levels
@@ -546,7 +546,8 @@ def model_with(record):
     [
         (PlaneRecord(Plane(1.5)), "LVLMATCH"),
         *((PLANE, keyword) for keyword in CARDS),
-        *((LYOT, keyword) for keyword in ("LVLM_A", "LVLM_RA", "LVLY_A", "LVLY_B", "LVLY_C")),
+        *((PLANE, keyword) for keyword in CORNER_CARDS[1:3]),
+        *((LYOT, keyword) for keyword in ("LVLM_A", "LVLM_RA", "LVLY_A", "LVLY_B", "LVLY_C", "LVLY_P3")),
     ],
 )
 def test_a_lost_part_of_a_record_is_an_error(record, lost, tmp_path, capsys):
@@ -573,9 +574,9 @@ def test_cards_of_other_programs_are_no_record():
     assert read_record(model) is None
 
 
-@pytest.mark.parametrize("lost", CARDS)
+@pytest.mark.parametrize("lost", [*CARDS, *CORNER_CARDS[1:3]])
 def test_a_lost_card_of_an_image_is_an_error(lost, tmp_path, capsys):
-    header = fits.Header([("LVLM_SUB", True), *((keyword, 1.0) for keyword in CARDS)])
+    header = fits.Header([("LVLM_SUB", True), *((keyword, 1.0) for keyword in (*CARDS, *CORNER_CARDS))])
     assert read_plane(header, tmp_path) == Plane(1.0, (1.0, 1.0), (1.0, 1.0))
     header.remove(lost)
     header.update(tan(shape=(8, 8)).to_header())

@@ -108,3 +108,44 @@ def test_planes_about_one_position_across_right_ascension_0_add_up():
     assert (one + two).slope == pytest.approx((0.3, 0.5))
     with pytest.raises(ValueError, match="cannot be added"):
         one + Plane(2.0, (0.2, 0.5), (359.9, 20.0))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("shape", [SHAPE, (1, 30), (2, 3)])
+def test_an_anchored_plane_stays_in_its_image(place, shape):
+    """Wherever that moves, however it turns, and whatever is added meanwhile."""
+    ra, dec = PLACES[place]
+    before, after = (to_sky(tan(ra, dec, angle=a, shape=shape, shift=s)) for a, s in ((23, (0, 0)), (60, (9, -5))))
+    centres = [tuple(float(angle) for angle in wcs(shape[1] / 2, shape[0] / 2)) for wcs in (before, after)]
+    first, second = Plane(2.0, SLOPE, centres[0]), Plane(-1.0, (0.1, 0.1), centres[1])
+    kept = first.anchored(before, shape)
+    assert kept == first
+    assert (kept.on_pixels(before, shape) == first.on_pixels(before, shape)).all()
+    then = first.on_pixels(before, shape)
+    np.testing.assert_allclose(kept.on_pixels(after, shape), then, rtol=0, atol=1e-8)
+    total = kept.anchored(after, shape) + Plane(0.5) + second.anchored(after, shape)
+    expected = then + 0.5 + second.on_pixels(after, shape)
+    np.testing.assert_allclose(total.on_pixels(before, shape), expected, rtol=0, atol=1e-8)
+
+
+def test_an_anchored_plane_stays_in_a_distorted_image():
+    """As after tweakreg: it is bent in pixels as it was, to a millionth."""
+    detector = Detector.named("NRCALONG")
+    before, after = (
+        detector_wcs(detector, *Pointing(83.0 + shift, -69.0, 120.0 + turn), binning=16)
+        for shift, turn in ((0, 0), (1 / 3600, 0.05))
+    )
+    shape = tuple(n // 16 for n in detector.size[::-1])
+    plane = Plane(-1.0, SLOPE, tuple(float(a) for a in before(shape[1] / 2, shape[0] / 2)))
+    then = plane.on_pixels(before, shape)
+    found = plane.anchored(before, shape).on_pixels(after, shape)
+    np.testing.assert_allclose(found, then, rtol=0, atol=1e-5 * np.ptp(then))
+
+
+def test_anchors_are_of_one_shape():
+    wcs, centre = to_sky(tan()), (150.0, 20.0)
+    whole = Plane(1.0, SLOPE, centre).anchored(wcs, SHAPE)
+    part = (SHAPE[0] // 2, SHAPE[1])
+    assert (whole.on_pixels(wcs, part) == Plane(1.0, SLOPE, centre).on_pixels(wcs, part)).all()
+    assert (whole + Plane(1.0, SLOPE, centre).anchored(wcs, part)).corners is None
+    assert whole.anchored(wcs, part).corners.shape == part

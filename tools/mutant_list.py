@@ -509,8 +509,8 @@ MUTANTS = [
         "planes.py",
         (
             "a plane on pixels: rows and columns of the series swapped",
-            "return self.level + rows @ series @ columns.T",
-            "return self.level + rows @ series.T @ columns.T",
+            "return plane.level + rows @ series @ columns.T",
+            "return plane.level + rows @ series.T @ columns.T",
         ),
         (
             "slopes per radian, not per arcsecond",

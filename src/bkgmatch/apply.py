@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["add_variance", "remove_variance", "shift"]
+__all__ = ["add_variance", "blank_value", "remove_variance", "shift"]
 
 
 def shift(data: np.ndarray, level: float | np.ndarray) -> np.ndarray:
@@ -22,6 +22,11 @@ def shift(data: np.ndarray, level: float | np.ndarray) -> np.ndarray:
         Of the type of the data.
     """
     return np.add(data, level, dtype=np.float64).astype(data.dtype)
+
+
+def blank_value(dtype: np.dtype, level: float) -> np.floating:
+    """Value of a pixel that was zero before a level was subtracted."""
+    return shift(np.zeros(1, dtype), -level)[0]
 
 
 def add_variance(error: np.ndarray, sigma: float) -> np.ndarray:

@@ -19,11 +19,12 @@ from astropy.wcs import WCS
 from bkgmatch.apply import shift
 from bkgmatch.exposures import Exposure, Pixels, icrs_of
 from bkgmatch.paths import is_there, located
-from bkgmatch.planes import Plane
+from bkgmatch.planes import Corners, Plane
 from bkgmatch.reasons import reason
-from bkgmatch.written import check_folder, whole_file, whole_files
+from bkgmatch.written import NotWritten, check_folder, whole_file, whole_files
 
 __all__ = [
+    "CORNER_CARDS",
     "FitsImage",
     "check_copies",
     "check_distinct",
@@ -31,6 +32,7 @@ __all__ = [
     "common_unit",
     "is_jwst",
     "naming",
+    "read_corners",
     "read_plane",
     "same_unit",
     "write_copies",
@@ -39,6 +41,8 @@ __all__ = [
 
 _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
 _CARDS = ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC")
+CORNER_CARDS = ("LVLM_NX", "LVLM_NY", "LVLM_P1", "LVLM_P2", "LVLM_P3")
+"""Size of the image, and what was subtracted in three corners of it."""
 _LYOT_CARDS = ("LVLYOT", "LVLY_A")
 
 
@@ -186,7 +190,7 @@ def naming(file: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # astropy, asdf, numpy and the models raise many kinds
-        is_of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
+        is_of_system = isinstance(error, MemoryError | NotWritten) or (isinstance(error, OSError) and error.errno)
         if is_of_system or Path(file).name in str(error):
             raise
         raise ValueError(
@@ -309,10 +313,19 @@ def read_plane(header: Mapping[str, Any], path: Path) -> Plane | None:
         return None
     if "LVLMATCH" in header:
         return Plane(float(header["LVLMATCH"]))
-    if not all(keyword in header for keyword in _CARDS[1:]):
+    corners = [header.get(keyword) for keyword in CORNER_CARDS]
+    has_corners = any(value is not None for value in corners)  # earlier versions recorded none
+    if not all(keyword in header for keyword in _CARDS[1:]) or (has_corners and None in corners):
         raise ValueError(f"{path}: what level matching recorded in it is not complete; use the input of the step")
     east, north, level, ra, dec = (float(header[keyword]) for keyword in _CARDS[1:])
-    return Plane(level, (east, north), (ra, dec))
+    return Plane(level, (east, north), (ra, dec), read_corners(corners) if has_corners else None)
+
+
+def read_corners(values: Sequence[Any]) -> Corners:
+    """Make what a record keeps of the corners from the values of `CORNER_CARDS`."""
+    nx, ny, *corners = values
+    first, right, top = (float(value) for value in corners)
+    return Corners((int(ny), int(nx)), (first, right, top))
 
 
 def _image_extension(hdus: fits.HDUList) -> int:
@@ -360,13 +373,18 @@ def _subtract(hdus: fits.HDUList, image: FitsImage, *, plane: Plane, sigma: floa
     _add(hdus, image, -plane.on_pixels(image.wcs, image.shape))
     header = hdus[0].header
     earlier = read_plane(header, image.path)
-    total = earlier + plane if earlier else plane
+    new = plane.anchored(image.wcs, image.shape)
+    total = earlier.anchored(image.wcs, image.shape) + new if earlier else new
     _remove_cards(header)
     if any(total.slope):
         values = [*total.slope, total.level, *total.centre]
         comments = ["per arcsec to the east", "per arcsec to the north", "level", "[deg] there", "[deg] there"]
         for keyword, value, comment in zip(_CARDS[1:], values, comments, strict=True):
             header[keyword] = (value, f"matched plane: {comment}")
+        if total.corners:
+            (ny, nx), at_corners = total.corners
+            for keyword, value in zip(CORNER_CARDS, (nx, ny, *at_corners), strict=True):
+                header[keyword] = (value, "matched plane: in corners of an image so large")
     else:
         header["LVLMATCH"] = (total.level, "matched level")
     header["LVLM_SIG"] = (sigma, "standard error of the level")
@@ -395,5 +413,5 @@ def _add(hdus: fits.HDUList, image: FitsImage, values: np.ndarray | float) -> No
 
 
 def _remove_cards(header: fits.Header) -> None:
-    for keyword in (*_CARDS, "LVLM_SIG", "LVLM_SUB", "S_LVLMAT"):
+    for keyword in (*_CARDS, *CORNER_CARDS, "LVLM_SIG", "LVLM_SUB", "S_LVLMAT"):
         header.remove(keyword, ignore_missing=True)

@@ -1,5 +1,6 @@
 """Background images as JWST models: made, subtracted, recorded, undone; and the associations that use them."""
 
+import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,9 @@ __all__ = [
     "undo_background",
 ]
 
-_SUBTRACTED, _FILE = "I4I_SUB", "I4IBKG"
+_SUBTRACTED, _FILE, _DIGEST = "I4I_SUB", "I4IBKG", "I4I_HASH"
+_HASHED = {"data": "<f4", "err": "<f4", "dq": "<u4"}
+"""What is taken from a background, with the types of its file."""
 _SHARES = {"var_poisson": "I4I_POIS", "var_rnoise": "I4I_RNOI", "var_flat": "I4I_FLAT"}
 
 
@@ -153,6 +156,8 @@ def subtract_background(model: JwstDataModel, background: ImageModel, file: str,
     put_status(model, "image_for_image", "COMPLETE")
     put_card(model, _SUBTRACTED, True, "is the background image subtracted?")
     put_card(model, _FILE, file, "background that has been subtracted")
+    if file:
+        put_card(model, _DIGEST, _digest(background), "of its SCI, ERR and DQ")
     for plane, share in shares.items():
         put_card(model, _SHARES[plane], share, f"part of its variance that is in {plane.upper()}")
     model.add_history_entry(f"bkgmatch {version('bkgmatch')} subtracted the background {file}")
@@ -182,7 +187,7 @@ def find_background(model: JwstDataModel, folder: Path) -> Path | None:
     Raises
     ------
     ValueError
-        If the file is not there, or has another unit or shape than the exposure.
+        If the file is not there, has another unit or shape than the exposure, or is not what was subtracted.
     """
     if not is_background_subtracted(model):
         return None
@@ -208,6 +213,25 @@ def _check_alike(model: JwstDataModel, background: JwstDataModel, file: Path) ->
             f"{model.meta.filename} has shape {model.data.shape}, its background {file} {background.data.shape}; give "
             "the exposure as it was when that was subtracted"
         )
+    digest = card(model, _DIGEST)  # earlier versions recorded none
+    if digest is not None and digest != _digest(background):
+        raise ValueError(
+            f"{model.meta.filename}: {file} is not the background that was subtracted from it, but that of another "
+            "run; put the right one there, or use the input of the step"
+        )
+
+
+def _digest(background: JwstDataModel) -> str:
+    """Hash of what is subtracted, however it is stored."""
+    digest = hashlib.blake2b(digest_size=16)
+    for plane, dtype in _HASHED.items():
+        given = getattr(background, plane, None)
+        with np.errstate(over="ignore"):  # to infinity, as in the file
+            values = np.array([] if given is None else given, dtype=dtype)
+        if values.dtype.kind == "f":
+            values[np.isnan(values)] = np.nan  # which has many bit patterns
+        digest.update(f"{plane} {values.shape}\n".encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def undo_background(model: JwstDataModel, folder: Path) -> bool:
@@ -229,7 +253,7 @@ def undo_background(model: JwstDataModel, folder: Path) -> bool:
     Raises
     ------
     ValueError
-        If the background is not there, or has another unit or shape than the exposure.
+        If the background is not there, has another unit or shape than the exposure, or is not what was subtracted.
     """
     file = find_background(model, folder)
     if file is not None:
@@ -238,7 +262,7 @@ def undo_background(model: JwstDataModel, folder: Path) -> bool:
             _add(model, background, shares, -1)
             model.dq = model.dq & ~background.dq
         model.add_history_entry(f"bkgmatch {version('bkgmatch')} added the background {file.name} back")
-    drop_cards(model, _SUBTRACTED, _FILE, *_SHARES.values())
+    drop_cards(model, _SUBTRACTED, _FILE, _DIGEST, *_SHARES.values())
     drop_status(model, "image_for_image")
     return file is not None
 

@@ -9,7 +9,7 @@ import numpy as np
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
-from bkgmatch.apply import add_variance, remove_variance, shift
+from bkgmatch.apply import add_variance, blank_value, remove_variance, shift
 from bkgmatch.images import FitsImage, check_copies, is_jwst, naming, write_copies, writing
 from bkgmatch.steps.background_files import find_background, undo_background
 from bkgmatch.steps.cards import card, drop_cards, put_card
@@ -53,7 +53,9 @@ class LevelRecord:
         background = model.meta.background
         background.method, background.level, background.subtracted = self.method, self.level, self.subtract
         if self.subtract:
-            model.data = shift(model.data, self.previous - self.level)
+            then, now = (blank_value(model.data.dtype, level) for level in (self.previous, self.level))
+            data = shift(model.data, self.previous - self.level)
+            model.data = np.where(model.data == then, now, data)  # without a rounding, for undo
             if self.sigma is not None:
                 _add_errors(model, self.sigma)
         model.meta.cal_step.skymatch = "COMPLETE"
@@ -99,7 +101,7 @@ def _undo_level(model: JwstDataModel) -> bool:
     if not is_level_recorded(model, model.meta.filename):
         return False
     if background.subtracted:
-        was_zero = model.data == shift(np.zeros(1, model.data.dtype), -background.level)
+        was_zero = model.data == blank_value(model.data.dtype, background.level)
         model.data = np.where(was_zero, model.data.dtype.type(0), shift(model.data, background.level))
         model.add_history_entry(f"bkgmatch {version('bkgmatch')} added the sky level {background.level:.8g} back")
         sigma = card(model, _SIGMA_CARD)

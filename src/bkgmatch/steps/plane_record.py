@@ -1,5 +1,6 @@
 """Matched constants and planes in JWST models: subtract, record, read, undo."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -8,7 +9,8 @@ import numpy as np
 from stdatamodels.jwst.datamodels import JwstDataModel
 from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
 
-from bkgmatch.apply import shift
+from bkgmatch.apply import blank_value, shift
+from bkgmatch.images import CORNER_CARDS, read_corners
 from bkgmatch.planes import Plane
 from bkgmatch.steps.cards import card, drop_cards, drop_status, put_card, put_status
 
@@ -28,6 +30,7 @@ _KEYWORDS = {
     "science": ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C"),
     "lyot": ("LVLYOT", "LVLY_A", "LVLY_B", "LVLY_C"),
 }
+_SIZE, _CORNERS = CORNER_CARDS[:2], {"science": CORNER_CARDS[2:], "lyot": ("LVLY_P1", "LVLY_P2", "LVLY_P3")}
 _LYOT_FIELD = (735 / 1024, 290 / 1032)  # the first row, and the first column that is not part of it
 
 
@@ -66,12 +69,17 @@ class PlaneRecord:
         if is_tilted and model.meta.wcs is None:
             raise ValueError(f"{model.meta.filename} has no WCS; run the assign_wcs step first")
 
+    def anchored(self, model: JwstDataModel) -> "PlaneRecord":
+        """Keep what the planes are worth on a model: its WCS may change."""
+        self.check(model)
+        wcs, shape = _wcs(model), model.data.shape
+        lyot = self.lyot and self.lyot.anchored(wcs, shape)
+        return replace(self, science=self.science.anchored(wcs, shape), lyot=lyot)
+
     def image(self, model: JwstDataModel) -> np.ndarray | float:
         """Background on the pixels of a model."""
         self.check(model)
-        wcs, shape = model.meta.wcs, model.data.shape
-        if wcs is not None:
-            wcs = partial(wcs, with_bounding_box=False)
+        wcs, shape = _wcs(model), model.data.shape
         science = self.science.on_pixels(wcs, shape)
         if self.lyot is None:
             return science
@@ -83,12 +91,18 @@ class PlaneRecord:
     def apply(self, model: JwstDataModel) -> None:
         """Subtract from a model, if that is asked for, and record; what was subtracted before stays on record."""
         earlier = earlier_record(model, subtract=self.subtracted)
-        total = earlier + self if earlier and earlier.subtracted else self
+        new = self.anchored(model)
+        total = earlier.anchored(model) + new if earlier and earlier.subtracted else new
         if self.subtracted:
             _add(model, -self.image(model))
         write_record(model, total)
         verb = "subtracted" if self.subtracted else "recorded"
         model.add_history_entry(f"bkgmatch {version('bkgmatch')} {verb} the level {self.science.level:.8g}")
+
+
+def _wcs(model: JwstDataModel) -> Callable:
+    wcs = model.meta.wcs
+    return wcs and partial(wcs, with_bounding_box=False)
 
 
 def joined_record(science: PlaneRecord | None, lyot: PlaneRecord | None) -> PlaneRecord | None:
@@ -163,13 +177,21 @@ def undo_plane(model: JwstDataModel) -> bool:
 
 
 def _add(model: JwstDataModel, background: np.ndarray | float) -> None:
-    """Add to a model's data; pixels that never saw the sky stay zero."""
+    """Add to a model's data; pixels that never saw the sky stay as they are: zero, less a sky level."""
     data = shift(model.data, background)
     if model.dq is not None:
         flagged = (model.dq & np.uint32(_NO_SKY)) != 0
-        data[flagged & (data == 0)] = np.finfo(data.dtype).tiny  # not one of the blank pixels, for undo
-        data[flagged & (model.data == 0)] = 0
+        blank = blank_value(data.dtype, _sky_level(model))
+        other = np.nextafter(blank, np.inf) if blank else np.finfo(data.dtype).tiny
+        data[flagged & (data == blank)] = other  # not one of the blank pixels, for undo
+        data[flagged & (model.data == blank)] = blank
     model.data = data
+
+
+def _sky_level(model: JwstDataModel) -> float:
+    """Sky level that is subtracted."""
+    background = model.meta.background
+    return float(background.level or 0) if background.subtracted else 0.0
 
 
 def write_record(model: JwstDataModel, record: PlaneRecord) -> None:
@@ -185,6 +207,7 @@ def write_record(model: JwstDataModel, record: PlaneRecord) -> None:
 
 def _remove_record(model: JwstDataModel) -> None:
     drop_cards(model, *_KEYWORDS["science"], *_KEYWORDS["lyot"], "LVLM_RA", "LVLM_DEC", "LVLM_SIG", "LVLM_SUB")
+    drop_cards(model, *_SIZE, *_CORNERS["science"], *_CORNERS["lyot"])
 
 
 def _write_plane(model: JwstDataModel, plane: Plane, field: str, name: str) -> None:
@@ -197,6 +220,12 @@ def _write_plane(model: JwstDataModel, plane: Plane, field: str, name: str) -> N
     put_card(model, level, plane.level, f"{name} at LVLM_RA, LVLM_DEC")
     put_card(model, "LVLM_RA", plane.centre[0], "[deg] where the level is that")
     put_card(model, "LVLM_DEC", plane.centre[1], "[deg] where the level is that")
+    if plane.corners:
+        (ny, nx), values = plane.corners
+        put_card(model, _SIZE[0], nx, "columns of the image of the corners")
+        put_card(model, _SIZE[1], ny, "rows of the image of the corners")
+        for keyword, value in zip(_CORNERS[field], values, strict=True):
+            put_card(model, keyword, value, f"{name} in a corner of the image")
 
 
 def _read_plane(model: JwstDataModel, field: str) -> Plane | None:
@@ -205,7 +234,9 @@ def _read_plane(model: JwstDataModel, field: str) -> Plane | None:
     if level is not None:
         return Plane(float(level))
     values = [card(model, keyword) for keyword in (*keywords, "LVLM_RA", "LVLM_DEC")]
-    if None in values:
+    corners = [card(model, keyword) for keyword in (*_SIZE, *_CORNERS[field])]
+    has_corners = any(value is not None for value in corners)  # earlier versions recorded none
+    if None in values or (has_corners and None in corners):
         return None
     east, north, level, ra, dec = (float(value) for value in values if value is not None)
-    return Plane(level, (east, north), (ra, dec))
+    return Plane(level, (east, north), (ra, dec), read_corners(corners) if has_corners else None)
