@@ -6,11 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from bkgmatch.levels import FIXED, MATCHED, LevelMatch
-from bkgmatch.stories import POOR, each_or_all, spaced
+from bkgmatch.stories import POOR, each_or_all, some, spaced
 
 __all__ = ["story"]
-
-_NAMED = 6
 
 
 def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]:
@@ -74,7 +72,7 @@ def _of_components(match: LevelMatch) -> Iterator[tuple[bool, str]]:
                 True,
                 (
                     f"Connected set {number + 1} of {len(match.reference)}, its level relative to others unknown: "
-                    f"{_some(members)}"
+                    f"{some(members)}"
                 ),
             )
 
@@ -92,7 +90,7 @@ def _of_doubts(match: LevelMatch) -> Iterator[tuple[bool, str]]:
 def _of_levels(match: LevelMatch, unit: str, done: str) -> Iterator[str]:
     fixed = [name for name, status in zip(match.names, match.status, strict=True) if status == FIXED]
     if fixed:
-        yield f"Fixed: {_some(fixed)}"
+        yield f"Fixed: {some(fixed)}"
     known = [i for i, status in enumerate(match.status) if status == MATCHED]
     names, level, sigma = [match.names[i] for i in known], match.level[known], match.sigma[known]
     lines = [f"{match.names[i]}: {_level(match, i, unit)}, {done}" for i in known]
@@ -105,8 +103,3 @@ def _level(match: LevelMatch, i: int, unit: str) -> str:
         return level
     slopes = zip(match.slope[i], match.slope_sigma[i], strict=True)
     return f"{level}, slope " + ", ".join(f"{slope:.3g} +- {sigma:.1g}" for slope, sigma in slopes) + " per arcsec"
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
