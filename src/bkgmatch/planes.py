@@ -55,6 +55,13 @@ class Plane:
         slope = (self.slope[0] + other.slope[0], self.slope[1] + other.slope[1])
         return Plane(self.level + other.level, slope, self.centre if any(self.slope) else other.centre)
 
+    def is_far(self, wcs: Callable, shape: tuple[int, int]) -> bool:
+        """Whether the position is farther from the middle of an image than the image is large."""
+        corners = sky_vectors(wcs, np.array([(x, y) for x in (0.0, shape[1] - 1) for y in (0.0, shape[0] - 1)]))
+        middle = corners.mean(axis=0)
+        size = 2 * np.linalg.norm(corners - middle, axis=1).max()
+        return bool(np.linalg.norm(tangent_axes(*self.centre)[2] - middle) > size)
+
     def on_pixels(self, wcs: Callable, shape: tuple[int, int]) -> np.ndarray | float:
         """
         Evaluate on the pixels of an exposure.

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from astropy.table import Table, vstack
-from astropy.units import Unit, arcsec
 
 from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
 from bkgmatch.paths import begins_with, is_there, located
-from bkgmatch.saved import made_by, opened_table
+from bkgmatch.saved import made_by, opened_table, per_arcsec
 from bkgmatch.spectra import SpectralMatch
 from bkgmatch.written import check_folder, whole_files
 
@@ -150,8 +149,7 @@ def level_table(match: LevelMatch, options: LevelMatchOptions, *, unit: str = ""
     table.sort("name")
     table["ra"].unit = table["dec"].unit = "deg"
     slopes = ("slope_east", "slope_north", "sigma_east", "sigma_north")
-    per_arcsec = str(Unit(unit, parse_strict="silent") / arcsec)
-    return _with_unit(_with_unit(table, unit, "level", "sigma"), per_arcsec, *slopes)
+    return _with_unit(_with_unit(table, unit, "level", "sigma"), per_arcsec(unit), *slopes)
 
 
 def level_pair_table(match: LevelMatch, *, unit: str = "") -> Table:
