@@ -217,7 +217,7 @@ def made_by(table: Table) -> str:
 
 
 def per_arcsec(unit: str) -> str:
-    """Unit of slopes of what has a unit."""
+    """Write the unit of the slopes of what has a unit."""
     known = Unit(unit, parse_strict="silent")
     return f"{unit} / arcsec" if isinstance(known, UnrecognizedUnit) else str(known / arcsec)
 
