@@ -42,20 +42,9 @@ __all__ = [
 log = logging.getLogger("stpipe.bkgmatch.inputs")
 
 _EXPTYPES = (
-    *(
-        "science",
-        "background",
-        "psf",
-        "target_acquisition",
-        "imprint",
-        "selfcal",
-        "direct_image",
-        "sourcecat",
-        "segmap",
-    ),
-    *("autoflat", "autowave", "dark", "flat", "engineering"),  # these are jwst's
-    "wcs",  # cal files for image_for_image
-)
+    "science", "background", "psf", "target_acquisition", "imprint", "selfcal", "direct_image", "sourcecat", "segmap",
+    "autoflat", "autowave", "dark", "flat", "engineering", "wcs",  # all are jwst's but wcs, of image_for_image
+)  # fmt: skip
 _ASSOCIATIONS = (".json", ".yaml", ".yml", ".asn")
 
 
