@@ -579,6 +579,15 @@ def test_jwst_files_that_are_not_for_level_are_told_what_the_steps_tell(tmp_path
     has(refused(tmp_path, capsys, *files), files[0].name, "is no image but MIR_MRS; for MIRI MRS use MRSIMatchStep")
 
 
+def test_the_advice_for_poor_fits_has_options_of_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bkgmatch.level_story.POOR", -1.0)
+    assert level(*write(tmp_path / "in", "ab"), "--out", tmp_path / "out") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "may be missing" in line]
+    assert "planes (--fit_type=level+slope)" in line
+    assert "recombine_lyot" not in line
+    assert "dithers" not in line
+
+
 def test_units_that_differ(tmp_path, capsys):
     files = [*write(tmp_path / "in", "a"), *write(tmp_path / "in", "b", unit="DN/s")]
     has(refused(tmp_path, capsys, *files), "b.fits", "DN/s", "MJy/sr")

@@ -11,7 +11,10 @@ from bkgmatch.stories import POOR, each_or_all, some, spaced
 __all__ = ["story"]
 
 
-def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]:
+_MISSING = "planes (level+slope for dithers and tiles) or a part with a level of its own (recombine_lyot)"
+
+
+def story(match: LevelMatch, unit: str, done: str, *, missing: str = _MISSING) -> Iterator[tuple[bool, str]]:
     """
     Tell of a level match: in general, then each exposure.
 
@@ -23,6 +26,8 @@ def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]
         Unit of the levels.
     done : str
         What has been done with the levels; if nothing, the exposures are not listed.
+    missing : str
+        What may be missing in the fit if it is poor, with the options that its user has.
 
     Yields
     ------
@@ -36,8 +41,8 @@ def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]
         yield (
             True,
             (
-                f"What is left of the pairs is {match.misfit:.0f} times their errors, which are scaled by that: planes "
-                "(level+slope for dithers and tiles) or a part with a level of its own (recombine_lyot) may be missing"
+                f"What is left of the pairs is {match.misfit:.0f} times their errors, which are scaled by that: "
+                f"{missing} may be missing"
             ),
         )
     yield from _of_components(match)
