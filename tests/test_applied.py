@@ -13,7 +13,7 @@ from stdatamodels.jwst import datamodels
 from test_image_files import level as match_images
 from test_image_files import write as write_images
 
-from bkgmatch import LevelMatchStep, SkyMatchStep, levels, match, saved
+from bkgmatch import LevelMatchStep, SkyMatchStep, levels, match, record, saved
 from bkgmatch.cli import main
 from bkgmatch.steps.cards import card
 from bkgmatch.steps.models import undo
@@ -236,6 +236,20 @@ def test_plain_images_elsewhere_than_their_planes(tmp_path, capsys):
     rows["dec"] += 0.1
     rows.write(table, overwrite=True)
     has(refused(capsys, tmp_path, table, given), given[0].name, "far from", table.name)
+
+
+def test_tables_of_exposures_and_of_pairs_do_not_replace_each_other(tmp_path):
+    """Of exposures in a file that is named as those of the pairs are, and of pairs."""
+    given = write_images(tmp_path / "in")
+    for name in ("a_pairs.ecsv", "b.ecsv"):
+        assert match_images(*given, "--out", tmp_path / "out", "--save_table", tmp_path / name) == 0
+    before = digest(tmp_path.glob("*.ecsv"))
+    for name, wrong, kind in (("a", "a_pairs", "exposures"), ("b_pairs", "b_pairs", "pairs")):
+        with pytest.raises(ValueError, match=rf"{wrong}.ecsv exists and is a table of {kind}; choose another name"):
+            record.check_tables(tmp_path / f"{name}.ecsv")
+    for name in ("a_pairs.ecsv", "b.ecsv", "c.ecsv"):
+        record.check_tables(tmp_path / name)
+    assert digest(tmp_path.glob("*.ecsv")) == before
 
 
 def test_statuses_of_tables_are_those_of_the_matches():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ __all__ = [
     "spectral_pair_table",
     "spectral_table",
 ]
+
+_FIRST_COLUMNS = {"exposures": "name", "pairs": "first"}
 
 
 def exposure_table(match: SkyMatch, options: SkyMatchOptions, *, unit: str = "", **parameters: object) -> Table:
@@ -336,16 +339,25 @@ def check_tables(path: str | Path) -> None:
     NotADirectoryError, PermissionError
         If nothing may be written there.
     ValueError
-        If it, or that of the pairs, would replace a folder or something that is no table.
+        If it, or that of the pairs, would replace a folder, something that is no table, or a table of the other kind.
     """
     if not located(path).parent.is_dir():
         raise FileNotFoundError(f"the folder of save_table={path} does not exist; make it first")
     check_folder(Path(path).absolute().parent)
-    for table in (Path(path), pairs_path(path)):
+    for table, other in ((Path(path), "pairs"), (pairs_path(path), "exposures")):
         if table.is_dir():
             raise ValueError(f"save_table={table} is a folder; name a file in it")
         if is_there(table) and not begins_with(table, b"# %ECSV"):
             raise ValueError(f"save_table={table} exists and is no table of bkgmatch; choose another name")
+        if is_there(table) and _has_column(table, _FIRST_COLUMNS[other]):
+            raise ValueError(f"save_table={table} exists and is a table of {other}; choose another name")
+
+
+def _has_column(path: Path, name: str) -> bool:
+    """Whether the header of an ECSV table has a column of this name."""
+    with open(path, errors="replace") as file:
+        header = takewhile(lambda line: line.startswith("#"), file)
+        return any(line.startswith(f"# - {{name: {name},") for line in header)
 
 
 def save_tables(path: str | Path, exposures: Table, pairs: Table | None = None) -> None:
