@@ -520,6 +520,24 @@ def errors_of_another_shape(hdus):
     hdus["ERR"].data = hdus["ERR"].data[:-1]
 
 
+def ecliptic(hdus):
+    """Astropy takes these for right ascension and declination."""
+    hdus["SCI"].header["CTYPE1"], hdus["SCI"].header["CTYPE2"] = "ELON-TAN", "ELAT-TAN"
+
+
+def helioecliptic(hdus):
+    hdus["SCI"].header["CTYPE1"], hdus["SCI"].header["CTYPE2"] = "HLON-TAN", "HLAT-TAN"
+
+
+@pytest.mark.parametrize("change", [ecliptic, helioecliptic])
+def test_axes_that_are_not_equatorial_or_galactic(tmp_path, capsys, change):
+    files = write(tmp_path / "in", "ab")
+    with fits.open(files[1], mode="update") as hdus:
+        change(hdus)
+        axes = hdus["SCI"].header["CTYPE1"][:4]
+    has(refused(tmp_path, capsys, *files), "b.fits", axes, "not RA and Dec or galactic", "reproject")
+
+
 @pytest.mark.parametrize("change", [without_wcs, linear, cube, tables_only])
 def test_files_that_hold_no_such_image(tmp_path, capsys, change):
     files = write(tmp_path / "in", "ab")
