@@ -13,7 +13,7 @@ from stdatamodels.jwst import datamodels
 from test_image_files import level as match_images
 from test_image_files import write as write_images
 
-from bkgmatch import LevelMatchStep, SkyMatchStep
+from bkgmatch import LevelMatchStep, SkyMatchStep, levels, match, record, saved
 from bkgmatch.cli import main
 from bkgmatch.steps.cards import card
 from bkgmatch.steps.models import undo
@@ -190,6 +190,79 @@ def test_levels_of_other_results(files, tmp_path, capsys):
     has(refused(capsys, tmp_path, table, files[:1]), files[0].name, "_i4i.fits", "give that file")
     after = renamed(files[0], files[0].name.replace("_cal", "_i4i"))
     assert apply(table, [after], tmp_path / "applied") == 0
+
+
+def with_unit(column, unit):
+    return lambda table: setattr(table[column], "unit", unit)
+
+
+def with_value(column, value):
+    def change(table):
+        table[column] = table[column].astype(object)
+        table[column][0] = value
+        table[column] = list(table[column])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "parts"),
+    [
+        ("planes", with_unit("slope_north", "1 / arcmin"), ["slope_north", "1 / arcmin", "not 1 / arcsec", "convert"]),
+        ("planes", with_unit("ra", "hourangle"), ["column ra", "not deg", "convert"]),
+        ("planes", with_unit("dec", "rad"), ["column dec", "not deg", "convert"]),
+        ("sky", lambda table: [with_unit(c, u)(table) for c, u in (("level", "MJy/sr"), ("sigma", "Jy/sr"))],
+         ["column sigma", "Jy / sr", "not MJy / sr"]),
+        ("planes", with_value("ra", 53.3), ["00001_nrcalong_cal.fits", "far from", "53.3", "correct"]),
+        ("sky", with_value("status", "perfect"), ["00001_nrcalong_cal.fits", "'perfect'", "give one of matched"]),
+        ("sky", with_value("status", "no overlap"), ["00001_nrcalong_cal.fits", "no overlap", "correct"]),
+        ("planes", with_value("sigma", -0.1), ["the sigma of", "00001_nrcalong_cal.fits", "-0.1", "correct"]),
+        ("planes", with_value("sigma", np.nan), ["the sigma of", "00001_nrcalong_cal.fits", "nan", "correct"]),
+    ],
+)  # fmt: skip
+def test_tables_that_were_changed_by_hand(files, tmp_path, capsys, name, change, parts):
+    table = tmp_path / f"{name}.ecsv"
+    rows = Table.read(table)
+    change(rows)
+    rows.write(table, overwrite=True)
+    has(refused(capsys, tmp_path, table, files[:1]), table.name, *parts)
+
+
+def test_plain_images_elsewhere_than_their_planes(tmp_path, capsys):
+    given = write_images(tmp_path / "in")
+    table = tmp_path / "levels.ecsv"
+    match_images(*given, "--out", tmp_path / "matched", "--save_table", table, "--fit_type", "level+slope")
+    rows = Table.read(table)
+    rows["dec"] += 0.1
+    rows.write(table, overwrite=True)
+    has(refused(capsys, tmp_path, table, given), given[0].name, "far from", table.name)
+
+
+def test_tables_of_exposures_and_of_pairs_do_not_replace_each_other(tmp_path):
+    """Of exposures in a file that is named as those of the pairs are, and of pairs."""
+    given = write_images(tmp_path / "in")
+    for name in ("a_pairs.ecsv", "b.ecsv"):
+        assert match_images(*given, "--out", tmp_path / "out", "--save_table", tmp_path / name) == 0
+    before = digest(tmp_path.glob("*.ecsv"))
+    for name, wrong, kind in (("a", "a_pairs", "exposures"), ("b_pairs", "b_pairs", "pairs")):
+        with pytest.raises(ValueError, match=rf"{wrong}.ecsv exists and is a table of {kind}; choose another name"):
+            record.check_tables(tmp_path / f"{name}.ecsv")
+    for name in ("a_pairs.ecsv", "b.ecsv", "c.ecsv"):
+        record.check_tables(tmp_path / name)
+    assert digest(tmp_path.glob("*.ecsv")) == before
+
+
+def test_statuses_of_tables_are_those_of_the_matches():
+    known = {match.MATCHED, match.MEASURED, levels.FIXED}, {levels.BACKGROUND, match.NO_OVERLAP, match.NO_PIXELS}
+    assert (set(saved._HAVE_LEVELS), set(saved._HAVE_NONE)) == known
+
+
+def test_tables_of_units_that_are_not_known(tmp_path):
+    """HST writes ELECTRONS/S."""
+    given = write_images(tmp_path / "in", unit="ELECTRONS/S")
+    match_images(*given, "--out", tmp_path / "matched", "--save_table", tmp_path / "levels.ecsv")
+    assert str(Table.read(tmp_path / "levels.ecsv")["slope_east"].unit) == "ELECTRONS/S / arcsec"
+    assert apply(tmp_path / "levels.ecsv", given, tmp_path / "applied") == 0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import asdf
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from builders import association, constant_files, digest, tile_wcs
 from jwst.datamodels import ModelContainer
 from stdatamodels.jwst import datamodels
@@ -16,6 +17,8 @@ from stpipe.utilities import import_class
 from bkgmatch import SkyMatchStep, __version__
 from bkgmatch.cli import _parser, main
 from bkgmatch.demo import run_demo
+from bkgmatch.stored import temporary_file
+from bkgmatch.written import whole_file
 
 LEVELS = (10.0, 14.0, 11.5)
 
@@ -255,3 +258,45 @@ def test_a_demo_that_fails_is_code_1(worst, monkeypatch, capsys):
     monkeypatch.setattr("bkgmatch.demo.run_demo", run)
     assert main(["demo"]) == (0 if worst == 4.9 else 1)
     assert bool(capsys.readouterr().err) == (worst != 4.9)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["demo", "--out", "{0}/ro/demo"],
+        ["asn", "{0}/levels.ecsv", "--product", "a", "--out", "{0}/ro/asn.json"],
+        ["pars", "mrs", "--out", "{0}/ro/a.asdf"],
+        ["report", "{0}/levels.ecsv", "--out", "{0}/ro/a.html"],
+        ["skylist", "{0}/levels.ecsv", "--out", "{0}/ro/sky.txt"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_folders_where_nothing_may_be_written_are_told_before_the_work(tmp_path, capsys, monkeypatch, words):
+    meta = {"options": {"skymethod": "match"}}
+    rows = {"name": ["a"], "level": [1.0], "sigma": [0.1], "status": ["matched"]}
+    Table(rows, meta=meta).write(tmp_path / "levels.ecsv")
+    (tmp_path / "ro").mkdir()
+    for work in ("bkgmatch.demo.simulate_mosaic", "bkgmatch.associate.associate", "bkgmatch.report_files.write_report"):
+        monkeypatch.setattr(work, lambda *args, **kwargs: pytest.fail("this is work"))
+    monkeypatch.setattr("bkgmatch.written.os.access", lambda path, mode: Path(path).name != "ro")  # root may everywhere
+    assert main([word.format(tmp_path) for word in words]) == 1
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'ro'} may not be written to; choose another folder" in told
+    assert len(told.splitlines()) == 1
+    assert list((tmp_path / "ro").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (PermissionError(13, "Permission denied"), "choose a folder where you may write"),
+        (OSError(30, "Read-only file system"), "choose a folder where you may write"),
+        (OSError(28, "No space left on device"), "make room there"),
+    ],
+)
+def test_advice_for_what_cannot_be_written_fits(tmp_path, error, advice):
+    for writing in (whole_file, temporary_file):
+        with pytest.raises(OSError, match="cannot be written") as caught, writing(tmp_path / "a"):
+            raise error
+        assert advice in str(caught.value)
+        assert ("make room" in str(caught.value)) == (error.errno == 28)

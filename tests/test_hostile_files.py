@@ -16,6 +16,7 @@ from astropy.io import fits
 from builders import association, digest, has, write
 from common import few
 from hostile import WORDS, command, limited, small_models, writes_only
+from jwst.associations.lib.dms_base import EXPTYPE_MAP, SPECIAL_EXPOSURE_MODIFIERS
 from ledger import note
 from pages import check
 
@@ -27,7 +28,7 @@ from bkgmatch.mosaics import read_mosaic, read_source_mask
 from bkgmatch.page import Page, definitions, paragraph, table
 from bkgmatch.record import check_tables
 from bkgmatch.report import check_page
-from bkgmatch.steps.inputs import check_inputs
+from bkgmatch.steps.inputs import _check_member, check_inputs
 from bkgmatch.stored import StoredArray
 
 # What readers of other packages warn of before they fail; the user sees both.
@@ -129,6 +130,31 @@ def test_an_association_of_other_bytes_is_named(files, tmp_path, case):
     note("fuzz", "association, other bytes", "clear error")
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ('{"products": [\n  {"name": "a",\n}', ["line 3 column 1"]),
+        ('{"name": "a"}', ["no product with members"]),
+        ('{"products": [{"name": "a"}]}', ["no product with members"]),
+        ('{"products": 5}', ["no product with members"]),
+        ("[1]", ["no product with members"]),
+    ],
+)
+def test_what_is_wrong_with_an_association_is_told(tmp_path, text, parts):
+    path = tmp_path / "asn.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"asn\.json") as caught:
+        check_inputs(str(path))
+    has(str(caught.value), "bkgmatch asn", *parts)
+
+
+def test_a_misspelt_exptype_is_refused_and_those_of_jwst_are_not():
+    for kind in (*EXPTYPE_MAP.values(), *SPECIAL_EXPOSURE_MODIFIERS, "SCIENCE", "selfcal", "sourcecat", "segmap"):
+        _check_member({"expname": "a.fits", "exptype": kind}, "asn.json")
+    with pytest.raises(ValueError, match=r"asn.json: exptype 'scince' of a.fits .* science, background"):
+        _check_member({"expname": "a.fits", "exptype": "scince"}, "asn.json")
+
+
 PRODUCTS = ["../../evil", "/evil", "a/b", "nul\0", "x" * 300, "x/"]
 
 
@@ -213,7 +239,9 @@ READERS = {
     "source mask": lambda path, more: read_source_mask(path),
     "exposure": lambda path, more: check_inputs(str(path)),
     "association": lambda path, more: check_inputs(str(path.with_name("a.json"))),
-    "member": lambda path, more: check_inputs({"products": [{"members": [{"expname": str(path), "exptype": "a"}]}]}),
+    "member": lambda path, more: check_inputs(
+        {"products": [{"members": [{"expname": str(path), "exptype": "science"}]}]}
+    ),
     "save_table": lambda path, more: check_tables(path),
     "report": lambda path, more: check_page(path),
     "skylist": lambda path, more: matched(small_models(), skymethod="user", skylist=str(path)),

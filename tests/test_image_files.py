@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from builders import digest, has, spoil
+from builders import SIDE, digest, exposure_name, has, image_model, spoil, tile_wcs
+from builders import write as write_models
 from common import few, tan
 from stdatamodels.jwst import datamodels
 
-from bkgmatch import LevelMatchStep
+from bkgmatch import ImageForImageStep, LevelMatchStep
 from bkgmatch.cli import main
 from bkgmatch.images import FitsImage
 from bkgmatch.simulate import simulate_mosaic
@@ -542,6 +544,24 @@ def errors_of_another_shape(hdus):
     hdus["ERR"].data = hdus["ERR"].data[:-1]
 
 
+def ecliptic(hdus):
+    """Astropy takes these for right ascension and declination."""
+    hdus["SCI"].header["CTYPE1"], hdus["SCI"].header["CTYPE2"] = "ELON-TAN", "ELAT-TAN"
+
+
+def helioecliptic(hdus):
+    hdus["SCI"].header["CTYPE1"], hdus["SCI"].header["CTYPE2"] = "HLON-TAN", "HLAT-TAN"
+
+
+@pytest.mark.parametrize("change", [ecliptic, helioecliptic])
+def test_axes_that_are_not_equatorial_or_galactic(tmp_path, capsys, change):
+    files = write(tmp_path / "in", "ab")
+    with fits.open(files[1], mode="update") as hdus:
+        change(hdus)
+        axes = hdus["SCI"].header["CTYPE1"][:4]
+    has(refused(tmp_path, capsys, *files), "b.fits", axes, "not RA and Dec or galactic", "reproject")
+
+
 @pytest.mark.parametrize("change", [without_wcs, linear, cube, tables_only])
 def test_files_that_hold_no_such_image(tmp_path, capsys, change):
     files = write(tmp_path / "in", "ab")
@@ -568,6 +588,46 @@ def test_files_that_cannot_be_read(tmp_path, capsys, content):
     else:
         files[1].write_bytes(files[1].read_bytes()[:9000] if content == "truncated" else content)
     has(refused(tmp_path, capsys, *files), "b.fits")
+
+
+def jwst_files(folder):
+    return write_models([image_model(exposure_name(n), np.ones((SIDE, SIDE)), wcs)
+                         for n, wcs in enumerate(tile_wcs((1, 2)), 1)], folder)  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", [0.6, 0.98])
+def test_a_truncated_jwst_file_is_damaged(tmp_path, capsys, kept):
+    """What is lost last is the WCS; the FITS WCS in the header would do without DQ and ERR."""
+    files = jwst_files(tmp_path / "in")
+    with fits.open(files[1], mode="update") as hdus:
+        hdus["SCI"].header.update(tan(shape=(SIDE, SIDE)).to_header())
+    content = files[1].read_bytes()
+    files[1].write_bytes(content[: int(kept * len(content))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # astropy's, of the same
+        has(refused(tmp_path, capsys, *files), files[1].name, "cannot be read", "damaged", "replace it")
+
+
+def test_jwst_files_that_are_not_for_level_are_told_what_the_steps_tell(tmp_path, capsys):
+    files = jwst_files(tmp_path / "in")
+    spoil(files[1], lambda model: setattr(model.meta, "wcs", None))
+    told = f"{files[1]}: there is no WCS; run the assign_wcs step first"
+    has(refused(tmp_path, capsys, *files), told)
+    with pytest.raises(ValueError, match="there is no WCS; run the assign_wcs step first") as caught:
+        ImageForImageStep.call([str(file) for file in files])
+    has(str(caught.value), told)
+    capsys.readouterr()
+    spoil(files[0], lambda model: setattr(model.meta.exposure, "type", "MIR_MRS"))
+    has(refused(tmp_path, capsys, *files), files[0].name, "is no image but MIR_MRS; for MIRI MRS use MRSIMatchStep")
+
+
+def test_the_advice_for_poor_fits_has_options_of_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bkgmatch.level_story.POOR", -1.0)
+    assert level(*write(tmp_path / "in", "ab"), "--out", tmp_path / "out") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "may be missing" in line]
+    assert "planes (--fit_type=level+slope)" in line
+    assert "recombine_lyot" not in line
+    assert "dithers" not in line
 
 
 def test_units_that_differ(tmp_path, capsys):

@@ -59,7 +59,7 @@ ENDED = {
     ("journal", "Journal.get"): "a line of the log, and it is measured again",
     ("paths", "located"): "the path stays as it is, and is not there",
     ("paths", "is_there"): "what cannot be looked at is not there; the caller says so",
-    ("steps.inputs", "_check_depth"): "no JSON: the reader of associations, which comes next, tells what it is",
+    ("steps.inputs", "_json_fault"): "its text is the reason if jwst's reader, which comes next, cannot read it either",
     ("skymatch", "SkyImage.calc_sky"): "a line of the log; None is what stcal returns without pixels",
     ("steps.base", "BackgroundStep._report"): "a warning: the results are worth more than their page and its pictures",
     ("steps.crds", "_answer"): "a warning: the defaults are used",

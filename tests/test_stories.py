@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from builders import constant_files, tile_wcs
+from builders import SIDE, constant_files, exposure_name, image_model, tile_wcs
 
 from bkgmatch import LevelMatchStep, SkyMatchStep, execution, level_story, progress, stories
 from bkgmatch.levels import LevelMatch
@@ -22,6 +22,22 @@ TIME = re.compile(r"Time: checks \d+\.\d s, .*(levels|differences) \d+\.\d s, so
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return constant_files(tmp_path_factory.mktemp("given"), [(tile_wcs((1, 7)), 10.0 + np.arange(7))])
+
+
+@pytest.mark.parametrize("step", [SkyMatchStep, LevelMatchStep])
+def test_mixed_filters_are_told_and_mixed_detectors_are_not(offline, caplog, assign_freely, step):
+    models = [image_model(exposure_name(n), np.ones((SIDE, SIDE)), wcs) for n, wcs in enumerate(tile_wcs((1, 3)), 1)]
+    models[0].meta.instrument.detector, models[0].meta.instrument.module = "NRCBLONG", "B"
+    models[1].meta.instrument = {"name": "MIRI", "filter": "F1130W", "detector": "MIRIFULONG"}
+    step.call(models)
+    (line,) = [record.getMessage() for record in caplog.records if "filters" in record.getMessage()]
+    assert line.partition(": ")[2] == (
+        f"MIRI F1130W ({models[1].meta.filename}); "
+        f"NIRCAM F444W CLEAR ({models[0].meta.filename}, {models[2].meta.filename})"
+    )
+    caplog.clear()
+    step.call(models[::2])
+    assert "filters" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from bkgmatch.options import FitType, LevelMatchOptions
 from bkgmatch.workspace import ended_by_signals
-from bkgmatch.written import whole_file
+from bkgmatch.written import check_folder, whole_file
 
 __all__ = ["main"]
 
@@ -192,7 +192,7 @@ def _level(options: argparse.Namespace) -> int:
             plots=options.save_plots,
             work=work,
         )
-    for is_warning, line in story(match, unit, "subtracted"):
+    for is_warning, line in story(match, unit, "subtracted", missing="planes (--fit_type=level+slope)"):
         print(f"bkgmatch level: {line}" if is_warning else line, file=sys.stderr if is_warning else sys.stdout)
     print(f"Copies are in {options.out}")
     return 0
@@ -226,7 +226,8 @@ def _skylist(options: argparse.Namespace) -> int:
 
 
 def _check_skylist(path: Path) -> None:
-    """Raise ValueError if something else than a list of two words in each line would be replaced."""
+    """Raise an error if no list can be written, or it would replace what has not two words in each line."""
+    check_folder(path.parent)
     if path.is_file() and any(len(line.split()) != 2 for line in path.read_text(errors="replace").splitlines()):
         raise ValueError(f"{path} exists and is no skylist; remove it, or give another name with --out")
 
@@ -259,6 +260,7 @@ def _check_new(path: Path, extension: str) -> None:
         raise ValueError(f"cannot write {path}: give a name *{extension} in a folder that exists")
     if path.exists():
         raise ValueError(f"{path} exists; remove it, or give another name with --out")
+    check_folder(path.parent)
 
 
 def _asn(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from astropy.table import Table
 
 from bkgmatch.simulate import SimulatedExposure, preview, simulate_mosaic
-from bkgmatch.written import whole_file
+from bkgmatch.written import check_folder, whole_file
 
 __all__ = ["run_demo"]
 
@@ -34,6 +34,7 @@ def run_demo(folder: Path, *, seed: int = 1) -> float:
     """
     from bkgmatch.steps.simulated import write_exposures
 
+    check_folder(folder)
     exposures = simulate_mosaic(rng=np.random.default_rng(seed), tiles=(2, 3), dithers=4, binning=4)
     print(f"Simulating {len(exposures)} NIRCam-like exposures in {folder}")
     association = write_exposures(exposures, folder / "exposures")

@@ -304,13 +304,23 @@ def icrs_of(wcs: WCS) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np
     Parameters
     ----------
     wcs : astropy.wcs.WCS
-        Celestial WCS, in any frame.
+        Celestial WCS with equatorial or galactic axes, in any frame.
 
     Returns
     -------
     callable
         ``wcs(x, y) -> (ra, dec)``: ICRS, in degrees.
+
+    Raises
+    ------
+    ValueError
+        If its axes are others: astropy takes ecliptic longitude and latitude for right ascension and declination.
     """
+    wcs.wcs.set()
+    if wcs.wcs.lngtyp.strip() not in ("RA", "GLON"):
+        raise ValueError(
+            f"its axes are {wcs.wcs.lngtyp} and {wcs.wcs.lattyp}, not RA and Dec or galactic; reproject it"
+        )
     if isinstance(wcs_to_celestial_frame(wcs), ICRS) and wcs.wcs.lng == 0:
         return wcs.pixel_to_world_values
     return partial(_to_icrs, wcs)

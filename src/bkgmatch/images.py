@@ -43,6 +43,7 @@ _JWST_BAD = 1 | 512  # DO_NOT_USE, NON_SCIENCE
 _CARDS = ("LVLMATCH", "LVLM_A", "LVLM_B", "LVLM_C", "LVLM_RA", "LVLM_DEC")
 CORNER_CARDS = ("LVLM_NX", "LVLM_NY", "LVLM_P1", "LVLM_P2", "LVLM_P3")
 """Size of the image, and what was subtracted in three corners of it."""
+_BLOCK = 2880  # bytes; missing ones at the end may be blanks
 _LYOT_CARDS = ("LVLYOT", "LVLY_A")
 
 
@@ -104,6 +105,7 @@ class FitsImage:
             raise FileNotFoundError(f"{path} does not exist")
         try:
             with fits.open(path) as hdus:
+                _check_whole(hdus, path)
                 if any(keyword in hdus[0].header for keyword in _LYOT_CARDS):
                     raise ValueError("its Lyot field has a level of its own: match it with LevelMatchStep")
                 extension = _image_extension(hdus)
@@ -111,8 +113,10 @@ class FitsImage:
                 shape = (header["NAXIS2"], header["NAXIS1"])
                 unit, primary = str(header.get("BUNIT", "")), hdus[0].header
                 state = _recorded(primary), _is_matched(primary)
-                return cls(path, extension, shape, unit, _wcs(hdus, extension), *state)
+                return cls(path, extension, shape, unit, _wcs(hdus, extension, path), *state)
         except Exception as error:  # astropy and asdf raise many kinds
+            if isinstance(error, ValueError) and str(error).startswith(str(path)):
+                raise
             raise ValueError(f"{path} cannot be read as a FITS image with a celestial WCS: {reason(error)}") from error
 
     def exposure(self, **kwargs: Any) -> Exposure:
@@ -346,11 +350,26 @@ def _is_matched(header: fits.Header) -> bool:
     return "BKGSUB" in header or bool(header.get("LVLM_SUB") or header.get("I4I_SUB"))
 
 
-def _wcs(hdus: fits.HDUList, extension: int) -> Callable:
-    wcs = _gwcs(hdus["ASDF"]) if "ASDF" in hdus else None
+def _check_whole(hdus: fits.HDUList, path: Path) -> None:
+    """Raise ValueError if data are missing at the end: of a JWST file, DQ and the WCS would be lost without a word."""
+    last = hdus[-1].fileinfo()
+    expected, size = last["datLoc"] + last["datSpan"], last["file"].size  # not known of compressed files
+    if 0 < size <= expected - _BLOCK:
+        raise ValueError(
+            f"{path} cannot be read (it has {size} bytes of {expected}); it is damaged: replace it or leave it out"
+        )
+
+
+def _wcs(hdus: fits.HDUList, extension: int, path: Path) -> Callable:
+    with naming(path):
+        wcs, kind = _gwcs(hdus["ASDF"]) if "ASDF" in hdus else None, hdus[0].header.get("EXP_TYPE")
+    if "ASDF" in hdus and kind in ("MIR_MRS", "NRS_IFU"):
+        raise ValueError(f"{path} is no image but {kind}; for MIRI MRS use MRSIMatchStep or bkg_spec3")
     if wcs is not None:
         return partial(wcs, with_bounding_box=False)
     wcs = WCS(hdus[extension].header, hdus)
+    if not wcs.has_celestial and "ASDF" in hdus:
+        raise ValueError(f"{path}: there is no WCS; run the assign_wcs step first")
     if not wcs.has_celestial:
         raise ValueError("the header has no celestial WCS")
     return icrs_of(wcs.celestial)

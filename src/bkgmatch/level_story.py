@@ -6,14 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from bkgmatch.levels import FIXED, MATCHED, LevelMatch
-from bkgmatch.stories import POOR, each_or_all, spaced
+from bkgmatch.stories import POOR, each_or_all, some, spaced
 
 __all__ = ["story"]
 
-_NAMED = 6
+
+_MISSING = "planes (level+slope for dithers and tiles) or a part with a level of its own (recombine_lyot)"
 
 
-def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]:
+def story(match: LevelMatch, unit: str, done: str, *, missing: str = _MISSING) -> Iterator[tuple[bool, str]]:
     """
     Tell of a level match: in general, then each exposure.
 
@@ -25,6 +26,8 @@ def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]
         Unit of the levels.
     done : str
         What has been done with the levels; if nothing, the exposures are not listed.
+    missing : str
+        What may be missing in the fit if it is poor, with the options that its user has.
 
     Yields
     ------
@@ -38,8 +41,8 @@ def story(match: LevelMatch, unit: str, done: str) -> Iterator[tuple[bool, str]]
         yield (
             True,
             (
-                f"What is left of the pairs is {match.misfit:.0f} times their errors, which are scaled by that: planes "
-                "(level+slope for dithers and tiles) or a part with a level of its own (recombine_lyot) may be missing"
+                f"What is left of the pairs is {match.misfit:.0f} times their errors, which are scaled by that: "
+                f"{missing} may be missing"
             ),
         )
     yield from _of_components(match)
@@ -74,7 +77,7 @@ def _of_components(match: LevelMatch) -> Iterator[tuple[bool, str]]:
                 True,
                 (
                     f"Connected set {number + 1} of {len(match.reference)}, its level relative to others unknown: "
-                    f"{_some(members)}"
+                    f"{some(members)}"
                 ),
             )
 
@@ -92,7 +95,7 @@ def _of_doubts(match: LevelMatch) -> Iterator[tuple[bool, str]]:
 def _of_levels(match: LevelMatch, unit: str, done: str) -> Iterator[str]:
     fixed = [name for name, status in zip(match.names, match.status, strict=True) if status == FIXED]
     if fixed:
-        yield f"Fixed: {_some(fixed)}"
+        yield f"Fixed: {some(fixed)}"
     known = [i for i, status in enumerate(match.status) if status == MATCHED]
     names, level, sigma = [match.names[i] for i in known], match.level[known], match.sigma[known]
     lines = [f"{match.names[i]}: {_level(match, i, unit)}, {done}" for i in known]
@@ -105,8 +108,3 @@ def _level(match: LevelMatch, i: int, unit: str) -> str:
         return level
     slopes = zip(match.slope[i], match.slope_sigma[i], strict=True)
     return f"{level}, slope " + ", ".join(f"{slope:.3g} +- {sigma:.1g}" for slope, sigma in slopes) + " per arcsec"
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -87,6 +87,13 @@ class Plane:
         first, right, top = (float(value) for value in self.level + self._tilt(wcs, _corner_nodes(shape)))
         return replace(self, corners=Corners(shape, (first, right, top)))
 
+    def is_far(self, wcs: Callable, shape: tuple[int, int]) -> bool:
+        """Whether the position is farther from the middle of an image than the image is large."""
+        corners = sky_vectors(wcs, np.array([(x, y) for x in (0.0, shape[1] - 1) for y in (0.0, shape[0] - 1)]))
+        middle = corners.mean(axis=0)
+        size = 2 * np.linalg.norm(corners - middle, axis=1).max()
+        return bool(np.linalg.norm(tangent_axes(*self.centre)[2] - middle) > size)
+
     def on_pixels(self, wcs: Callable, shape: tuple[int, int]) -> np.ndarray | float:
         """
         Evaluate on the pixels of an exposure.

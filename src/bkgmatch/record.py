@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 from astropy.table import Table, vstack
-from astropy.units import Unit, arcsec
 
 from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
 from bkgmatch.paths import begins_with, is_there, located
-from bkgmatch.saved import made_by, opened_table
+from bkgmatch.saved import made_by, opened_table, per_arcsec
 from bkgmatch.spectra import SpectralMatch
 from bkgmatch.written import check_folder, whole_files
 
@@ -31,6 +31,8 @@ __all__ = [
     "spectral_pair_table",
     "spectral_table",
 ]
+
+_FIRST_COLUMNS = {"exposures": "name", "pairs": "first"}
 
 
 def exposure_table(match: SkyMatch, options: SkyMatchOptions, *, unit: str = "", **parameters: object) -> Table:
@@ -150,8 +152,7 @@ def level_table(match: LevelMatch, options: LevelMatchOptions, *, unit: str = ""
     table.sort("name")
     table["ra"].unit = table["dec"].unit = "deg"
     slopes = ("slope_east", "slope_north", "sigma_east", "sigma_north")
-    per_arcsec = str(Unit(unit, parse_strict="silent") / arcsec)
-    return _with_unit(_with_unit(table, unit, "level", "sigma"), per_arcsec, *slopes)
+    return _with_unit(_with_unit(table, unit, "level", "sigma"), per_arcsec(unit), *slopes)
 
 
 def level_pair_table(match: LevelMatch, *, unit: str = "") -> Table:
@@ -338,16 +339,25 @@ def check_tables(path: str | Path) -> None:
     NotADirectoryError, PermissionError
         If nothing may be written there.
     ValueError
-        If it, or that of the pairs, would replace a folder or something that is no table.
+        If it, or that of the pairs, would replace a folder, something that is no table, or a table of the other kind.
     """
     if not located(path).parent.is_dir():
         raise FileNotFoundError(f"the folder of save_table={path} does not exist; make it first")
     check_folder(Path(path).absolute().parent)
-    for table in (Path(path), pairs_path(path)):
+    for table, other in ((Path(path), "pairs"), (pairs_path(path), "exposures")):
         if table.is_dir():
             raise ValueError(f"save_table={table} is a folder; name a file in it")
         if is_there(table) and not begins_with(table, b"# %ECSV"):
             raise ValueError(f"save_table={table} exists and is no table of bkgmatch; choose another name")
+        if is_there(table) and _has_column(table, _FIRST_COLUMNS[other]):
+            raise ValueError(f"save_table={table} exists and is a table of {other}; choose another name")
+
+
+def _has_column(path: Path, name: str) -> bool:
+    """Whether the header of an ECSV table has a column of this name."""
+    with open(path, errors="replace") as file:
+        header = takewhile(lambda line: line.startswith("#"), file)
+        return any(line.startswith(f"# - {{name: {name},") for line in header)
 
 
 def save_tables(path: str | Path, exposures: Table, pairs: Table | None = None) -> None:

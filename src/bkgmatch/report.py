@@ -19,6 +19,7 @@ from bkgmatch.quicklook import Look, Picture, common_part, fields_of, mosaics
 from bkgmatch.report_figures import LARGEST_PULL, Curve, SkyMap, check_matplotlib, short_names, sky_map
 from bkgmatch.saved import made_by
 from bkgmatch.stories import POOR
+from bkgmatch.written import check_folder
 
 __all__ = ["Example", "Shown", "check_page", "corrected", "group_name", "page_beside", "write_report"]
 
@@ -105,6 +106,7 @@ def check_page(path: Path) -> None:
         raise ValueError(f"the report {path} is a folder; choose another name")
     if is_there(path) and not begins_with(path, MARK.encode()):
         raise ValueError(f"{path} exists and is no report of bkgmatch; remove it, or choose another name")
+    check_folder(path.parent)
 
 
 def group_name(channel: str, band: str) -> str:

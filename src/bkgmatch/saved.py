@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite, isinf
+from math import inf, isfinite, isinf
 from pathlib import Path
 from typing import NamedTuple
 
 from astropy.table import Row, Table
+from astropy.units import Unit, UnrecognizedUnit, arcsec
 
 from bkgmatch.images import same_unit
 from bkgmatch.paths import is_there
@@ -20,6 +21,7 @@ __all__ = [
     "SavedLevels",
     "made_by",
     "opened_table",
+    "per_arcsec",
     "read_saved",
     "read_sky_levels",
     "same_exposure",
@@ -32,6 +34,7 @@ _STEPS = {
     "n_members": "ImageForImageStep",
     "coefficients": "MRSIMatchStep",
 }  # by a column that only their tables have
+_HAVE_LEVELS, _HAVE_NONE = ("matched", "measured", "fixed"), ("background", "no overlap", "no good pixels")
 _OUR_SUFFIX = re.compile("_(levelmatch|mrsimatch|i4i)$")
 _NOT_LEVELS = {
     "ImageForImageStep": (
@@ -174,6 +177,7 @@ def read_saved(path: str | Path) -> SavedLevels:
         if step in _NOT_LEVELS:
             raise ValueError(_NOT_LEVELS[step])
         has_planes = step == "LevelMatchStep"
+        _check_units(table)
         rows = {str(row["name"]): _level(row, has_planes) for row in table}
         if len(rows) < len(table):
             raise ValueError("exposures are in it more than once")
@@ -212,6 +216,12 @@ def made_by(table: Table) -> str:
     return next((step for column, step in _STEPS.items() if column in table.colnames), "SkyMatchStep")
 
 
+def per_arcsec(unit: str) -> str:
+    """Write the unit of the slopes of what has a unit."""
+    known = Unit(unit, parse_strict="silent")
+    return f"{unit} / arcsec" if isinstance(known, UnrecognizedUnit) else str(known / arcsec)
+
+
 def without_suffix(name: str) -> str:
     """Name without the suffix of a step of bkgmatch that jwst does not know."""
     return _OUR_SUFFIX.sub("", name)
@@ -226,13 +236,29 @@ def same_exposure(name: str, names: Iterable[str], stem: Callable[[str], str]) -
     return alike[0] if len(alike) == 1 else None
 
 
+def _check_units(table: Table) -> None:
+    """Raise ValueError if numbers are in other units than ours; without a unit they are taken for ours."""
+    of_level = str(table["level"].unit or "")
+    slopes = dict.fromkeys(("slope_east", "slope_north", "sigma_east", "sigma_north"), per_arcsec(of_level))
+    for column, expected in {"sigma": of_level, "ra": "deg", "dec": "deg", **slopes}.items():
+        unit = str(table[column].unit or "") if column in table.colnames else ""
+        if not same_unit(unit, expected):
+            raise ValueError(f"its column {column} has the unit {unit}, not {expected}; convert it")
+
+
 def _level(row: Row, has_planes: bool) -> SavedLevel:
-    plane = Plane(float(row["level"]))
+    plane, sigma, status = Plane(float(row["level"])), float(row["sigma"]), str(row["status"])
     if isinf(plane.level):
         raise ValueError(f"the level of {row['name']} is infinite")
+    if status not in _HAVE_LEVELS + _HAVE_NONE:
+        raise ValueError(f"the status of {row['name']} is {status!r}; give one of {', '.join(_HAVE_LEVELS)}")
+    if isfinite(plane.level) and status in _HAVE_NONE:
+        raise ValueError(f"{row['name']} has a level, and the status {status!r} of one without; correct one of them")
+    if isfinite(plane.level) and not 0 <= sigma < inf:
+        raise ValueError(f"the sigma of {row['name']} is {sigma}, no error of a level; correct it")
     if has_planes and isfinite(plane.level):
         east, north, ra, dec = (float(row[name]) for name in ("slope_east", "slope_north", "ra", "dec"))
         if not all(map(isfinite, (east, north, ra, dec))):
             raise ValueError(f"the plane of {row['name']} is not complete")
         plane = Plane(plane.level, (east, north), (ra, dec))
-    return SavedLevel(plane, float(row["sigma"]), str(row["status"]))
+    return SavedLevel(plane, sigma, status)

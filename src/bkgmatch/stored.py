@@ -13,6 +13,8 @@ from uuid import uuid4
 
 import numpy as np
 
+from bkgmatch.reasons import remedy
+
 __all__ = ["Shelf", "Stack", "StoredArray", "new_stack", "temporary_file"]
 
 Record = TypeVar("Record")
@@ -189,7 +191,7 @@ def temporary_file(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"a temporary file cannot be written in {path.parent} ({error}); make room there, or choose another folder "
+            f"a temporary file cannot be written in {path.parent} ({error}); {remedy(error)} "
             "(temp_dir, or that of save_table)"
         ) from error
 

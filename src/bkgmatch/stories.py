@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-__all__ = ["LISTED", "POOR", "each_or_all", "spaced", "tell"]
+__all__ = ["LISTED", "POOR", "each_or_all", "some", "spaced", "tell"]
 
 LISTED = 6
 """So many exposures have a line each."""
@@ -64,6 +64,12 @@ def each_or_all(
         f"{spaced(unit)}, errors {sigma.min():.2g} to {sigma.max():.2g}; all are in the headers, and in the table "
         "if it is saved"
     )
+
+
+def some(names: Sequence[str]) -> str:
+    """Write the first few names, and how many more there are."""
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def spaced(unit: str) -> str:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from bkgmatch.reasons import remedy
+
 __all__ = ["NotWritten", "check_folder", "whole_file", "whole_files"]
 
 
@@ -77,7 +79,7 @@ def _moved(folder: Path, what: str) -> Iterator[Path]:
     except NotWritten:
         raise
     except OSError as error:
-        raise NotWritten(f"{what} cannot be written ({error}); make room there, or choose another folder") from error
+        raise NotWritten(f"{what} cannot be written ({error}); {remedy(error)}") from error
     finally:
         _remove(parts)
 

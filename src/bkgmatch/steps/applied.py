@@ -10,6 +10,7 @@ from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels import JwstDataModel
 
 from bkgmatch.images import FitsImage, check_copies, is_jwst, naming, read_plane, write_copies, writing
+from bkgmatch.planes import Plane
 from bkgmatch.saved import SavedLevel, SavedLevels, subtracted_before
 from bkgmatch.steps.inputs import read_file
 from bkgmatch.steps.library import is_earlier_matched, stem
@@ -58,6 +59,8 @@ def _copy_of_model(file: Path, saved: SavedLevels) -> Callable[[Path], object]:
         _check_model(model, file, name, saved)
         if isinstance(record, PlaneRecord):
             record.check(model)
+            for plane in filter(None, (record.science, record.lyot)):
+                _check_place(plane, file, model.meta.wcs, model.data.shape, saved)
 
     def write(folder: Path) -> None:
         with read_file(file, datamodels.open) as model:
@@ -87,7 +90,14 @@ def _copy_of_image(file: Path, saved: SavedLevels) -> Callable[[Path], object]:
     with naming(file), fits.open(file) as hdus:
         if read_plane(hdus[0].header, file):
             raise ValueError(subtracted_before(file))
+        _check_place(plane, file, image.wcs, image.shape, saved)
     return partial(image.write, plane=plane, sigma=sigma)
+
+
+def _check_place(plane: Plane, file: Path, wcs: Callable, shape: tuple[int, int], saved: SavedLevels) -> None:
+    if any(plane.slope) and plane.is_far(wcs, shape):
+        where = ", ".join(f"{degrees:.6g}" for degrees in plane.centre)
+        raise ValueError(f"{file} lies far from ra, dec of its row in {saved.path} ({where}); correct them")
 
 
 def _known(saved: SavedLevels, name: str, file: Path) -> SavedLevel:

@@ -41,6 +41,10 @@ __all__ = [
 
 log = logging.getLogger("stpipe.bkgmatch.inputs")
 
+_EXPTYPES = (
+    "science", "background", "psf", "target_acquisition", "imprint", "selfcal", "direct_image", "sourcecat", "segmap",
+    "autoflat", "autowave", "dark", "flat", "engineering", "wcs",  # all are jwst's but wcs, of image_for_image
+)  # fmt: skip
 _ASSOCIATIONS = (".json", ".yaml", ".yml", ".asn")
 
 
@@ -394,23 +398,33 @@ def input_files(init: Any) -> list[Path]:
         return [located(init)]
     if not is_there(init):
         raise FileNotFoundError(f"the association {init} does not exist")
+    fault = ""
     try:
-        _check_depth(Path(init))
+        fault = _json_fault(Path(init))
         association = ModelLibrary._load_asn(init)
     except Exception as error:  # whatever the association's reader raises
         raise ValueError(
-            f"the association {init} cannot be read ({reason(error)}); make one with "
+            f"the association {init} cannot be read ({fault or reason(error)}); make one with "
             "'bkgmatch asn *_cal.fits --product mosaic'"
         ) from error
     return _members(association, located(init).parent, f"the association {init}")
 
 
-def _check_depth(path: Path) -> None:
-    """Raise RecursionError for an association nested too deeply, which jwst would try to read as YAML for hours."""
+def _json_fault(path: Path) -> str:
+    """
+    Find what is wrong with an association, and where: jwst's reader, which takes YAML too, does not tell.
+
+    RecursionError if it is nested too deeply: jwst would try to read that as YAML for hours.
+    """
     try:
-        json.loads(path.read_bytes())
-    except ValueError:  # no JSON: the reader of associations says what is wrong with it
-        return
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        return "" if path.suffix.lower() in (".yaml", ".yml") else reason(error)
+    try:
+        _ = content["products"][0]["members"]
+    except (LookupError, TypeError):
+        return "it has no product with members"
+    return ""
 
 
 def _members(association: dict, folder: Path, name: str) -> list[Path]:
@@ -432,6 +446,11 @@ def _check_member(member: Mapping[str, Any], name: str) -> None:
     if wrong or not member.get("exptype"):
         key = wrong[0] if wrong else "exptype"
         raise ValueError(f"{name}: {key} of {member['expname']} is {member.get(key)!r}; give a word, such as science")
+    if str(member["exptype"]).lower() not in _EXPTYPES:
+        raise ValueError(
+            f"{name}: exptype {member['exptype']!r} of {member['expname']} is not known; give one of "
+            f"{', '.join(_EXPTYPES)}"
+        )
     if urlparse(str(member["expname"])).scheme:
         raise ValueError(f"{name}: {member['expname']} is taken for an address, as it has a colon; rename the file")
 

@@ -116,6 +116,7 @@ class LevelMatchStep(BackgroundStep):
             look = partial(earlier_record, subtract=self.subtract)
             known = LibraryExposures(library, dqbits=self.dqbits, subtract=None, work=work, files=files, look=look)
             known.check_units()
+            known.check_bands()
             halves = split_halves(known) if self.recombine_lyot else {}
             parts = find_parts(known, halves, lyot=self.recombine_lyot, chips=self.combine_nircam_short)
             exposures = self._with_fixed(known, files, parts, work)

@@ -27,6 +27,7 @@ from bkgmatch.steps.cards import PRODUCT_CARD, card
 from bkgmatch.steps.inputs import unreadable, use_file
 from bkgmatch.steps.packed import PackedWcs
 from bkgmatch.steps.tiles import Tile, tile_of
+from bkgmatch.stories import some
 
 log = logging.getLogger("stpipe.bkgmatch.library")
 
@@ -96,6 +97,7 @@ class _Known:
     file: str
     unit: str
     tile: Tile
+    band: str
     seen: Any
 
 
@@ -180,6 +182,17 @@ class LibraryExposures:
     def check_units(self) -> None:
         """Raise ValueError if exposures have different units."""
         common_unit([(known.name, known.unit) for known in self._known])
+
+    def check_bands(self) -> None:
+        """Warn of science exposures of several instruments or filters, whose skies differ by more than levels."""
+        kinds: dict[str, list[str]] = {}
+        for i in self._library.indices_for_exptype("science"):
+            kinds.setdefault(self._known[i].band, []).append(self._known[i].name)
+        kinds.pop("", None)  # not known
+        if len(kinds) > 1:
+            few_first = sorted(kinds.items(), key=lambda kind: len(kind[1]))
+            found = "; ".join(f"{band} ({some(names)})" for band, names in few_first)
+            log.warning("Exposures of several instruments or filters are matched with each other: %s", found)
 
     def check_levels(self, saved: SavedLevels, rows: Sequence[str]) -> None:
         """Raise ValueError if levels of a table, by their names in it, are not those of the exposures as they are."""
@@ -340,8 +353,15 @@ def _know(model: JwstDataModel, *, subtract: bool | None, find_wcs: Callable, lo
         file=model.meta.filename or "",
         unit=model.meta.bunit_data or "",
         tile=tile_of(model),
+        band=_band(model),
         seen=look(model),
     )
+
+
+def _band(model: JwstDataModel) -> str:
+    """Instrument, filter and pupil wheel, as far as they are known; detectors and channels may differ."""
+    instrument = model.meta.instrument
+    return " ".join(word for word in (instrument.name, instrument.filter, instrument.pupil) if word)
 
 
 def _recorded_level(model: JwstDataModel) -> float:

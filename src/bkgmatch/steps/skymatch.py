@@ -136,6 +136,7 @@ class SkyMatchStep(BackgroundStep):
                 regions=self.regions,
             )
             inputs.check_units()
+            inputs.check_bands()
             options = self._options(inputs.names)
             with stage("solution"):
                 found = match_skies(inputs.exposures(), options, work=work)
