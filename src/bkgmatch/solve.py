@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
+from scipy.linalg.blas import dtrsv
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import SuperLU, splu
 
@@ -31,6 +32,11 @@ _TOLERANCE, _GRADIENTS = 1e-12, 60
 _ROBUST_LIMIT = 3.0
 _EXACT, _TINY = 1e-9, 1e-100  # relative to the offsets: rounding; what is not 0
 _LEAST_ABSOLUTE_ITERATIONS, _ROBUST_ITERATIONS = 15, 30
+
+# OpenBLAS tries for ever to get memory for its buffers, of which scipy and numpy have one each. They get them now, so
+# that a shortage later on is an error.
+dtrsv(np.eye(1), np.ones(1))
+np.ones((64, 64)) @ np.ones((64, 64))
 
 
 @dataclass(frozen=True, repr=False)
