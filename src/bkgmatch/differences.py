@@ -239,9 +239,8 @@ def fit_pair(one: CutOut, two: CutOut, p: int, unit: float) -> tuple | None:
     expected = [c.smoothing * variance for c, variance in zip((one, two), variances, strict=True)]
     terms = np.stack([np.ones(len(d)), x / unit, y / unit][:p], axis=1)
     estimate, weights, scale = _robust_fit(terms, d)
-    left = d - terms @ estimate
     normal = (terms * (weights / sum(variances))[:, None]).T @ terms * step**2
-    excess = _core_scale(left / np.sqrt(sum(expected))) ** 2 / _PHASES if len(d) >= _FEW else np.nan
+    excess = _core_scale((d - terms @ estimate) / np.sqrt(sum(expected))) ** 2 / _PHASES if len(d) >= _FEW else np.nan
     return (
         raised(estimate, one.base - two.base),
         normal,
