@@ -1,5 +1,6 @@
 """The command line, and what a user does with the results of a mosaic in which one exposure overlaps nothing."""
 
+import resource
 import shutil
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -18,7 +19,7 @@ from bkgmatch import SkyMatchStep, __version__
 from bkgmatch.cli import _parser, main
 from bkgmatch.demo import run_demo
 from bkgmatch.stored import temporary_file
-from bkgmatch.written import whole_file
+from bkgmatch.written import NotWritten, whole_file, write_fits
 
 LEVELS = (10.0, 14.0, 11.5)
 
@@ -300,3 +301,21 @@ def test_advice_for_what_cannot_be_written_fits(tmp_path, error, advice):
             raise error
         assert advice in str(caught.value)
         assert ("make room" in str(caught.value)) == (error.errno == 28)
+
+
+@pytest.mark.parametrize("missing", [1, 2000, 5000])
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_a_fits_file_without_its_last_bytes_is_none(tmp_path, missing, is_changed):
+    """Numpy does not look whether the last bytes of an array that it writes to a file have found room."""
+    path = tmp_path / "a.fits"
+    fits.PrimaryHDU(np.arange(25920, dtype=">f4").reshape(160, 162)).writeto(path)
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with fits.open(path) as hdus:
+        hdus[0].data[0, 0] += is_changed
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size - missing, most[1]))
+        try:
+            with pytest.raises(NotWritten, match=r"b\.fits cannot be written"):
+                write_fits(hdus, tmp_path / "b.fits")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert list(tmp_path.iterdir()) == [path]

@@ -133,7 +133,7 @@ def test_an_association_of_other_bytes_is_named(files, tmp_path, case):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ('{"products": [\n  {"name": "a",\n}', ["line 3 column 1"]),
+        ('{"products": [\n  {"name": "a" 5\n}', ["line 2 column 16"]),
         ('{"name": "a"}', ["no product with members"]),
         ('{"products": [{"name": "a"}]}', ["no product with members"]),
         ('{"products": 5}', ["no product with members"]),

@@ -457,6 +457,14 @@ def test_nothing_is_made_before_there_is_a_result(tmp_path, caplog):
     assert caplog.text == ""
 
 
+def test_an_empty_folder_of_a_killed_run_is_taken(tmp_path):
+    (tmp_path / "t.resume").mkdir()
+    journal = Journal(tmp_path / "t.resume")
+    journal.open()
+    journal.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_file_digest(tmp_path):
     files = [tmp_path / name for name in "abc"]
     for file, text in zip(files, ("x", "x", "y"), strict=True):

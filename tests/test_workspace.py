@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bkgmatch.workspace import WorkFolder, ended_by_signals
+from bkgmatch import workspace
+from bkgmatch.workspace import WorkFolder, ended_by_signals, locked
 
 HOLD = """
 import sys, time
@@ -122,11 +123,28 @@ def test_what_a_killed_run_left_goes_with_the_next_and_living_ones_stay(tmp_path
     assert sorted(tmp_path.iterdir()) == sorted(theirs)
 
 
-def test_a_folder_that_is_just_being_made_stays(tmp_path):
-    folder = tmp_path / f"bkgmatch-{socket.gethostname()}-12345678"
-    folder.mkdir()
+def test_a_folder_that_was_never_locked_goes_if_it_is_empty(tmp_path):
+    empty, full = (tmp_path / f"bkgmatch-{socket.gethostname()}-{k}2345678" for k in (1, 2))
+    for folder in (empty, full):
+        folder.mkdir()
+    (full / "theirs").touch()
     WorkFolder(tmp_path).close()
-    assert folder.exists()
+    assert list(tmp_path.iterdir()) == [full]
+
+
+def test_a_folder_that_another_run_takes_for_abandoned_before_it_is_locked_is_replaced(tmp_path, monkeypatch):
+    paths = []
+
+    def late(path):
+        paths.append(path)
+        if len(paths) == 1:
+            WorkFolder(tmp_path).close()
+        return locked(path)
+
+    monkeypatch.setattr(workspace, "locked", late)
+    with WorkFolder(tmp_path) as folder:
+        assert folder.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_is_not_followed(tmp_path, caplog):

@@ -21,7 +21,7 @@ from bkgmatch.exposures import Exposure, Pixels, icrs_of
 from bkgmatch.paths import is_there, located
 from bkgmatch.planes import Corners, Plane
 from bkgmatch.reasons import reason
-from bkgmatch.written import NotWritten, check_folder, whole_file, whole_files
+from bkgmatch.written import NotWritten, check_folder, whole_files, write_fits
 
 __all__ = [
     "CORNER_CARDS",
@@ -183,8 +183,7 @@ class FitsImage:
         path = folder / self.path.name
         with naming(self.path), fits.open(self.path) as hdus:
             change(hdus, self)
-            with whole_file(path) as part:
-                hdus.writeto(part)
+            write_fits(hdus, path)
         return path
 
 

@@ -7,6 +7,7 @@ for the content of their files. Files hold numbers and names only: nothing in th
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -49,7 +50,7 @@ class Journal:
 
     def open(self) -> None:
         """Make the folder; ValueError if another run uses it, or it is something else."""
-        is_old, lock = self.folder.exists(), self.folder / "in-use"
+        is_old, lock = not _is_free(self.folder), self.folder / "in-use"
         if is_old and (self.folder.is_symlink() or lock.is_symlink() or not lock.is_file()):
             raise ValueError(f"{self.folder} exists, and is not of bkgmatch; rename it, or choose another save_table")
         self.folder.mkdir(exist_ok=True)
@@ -84,14 +85,14 @@ class Journal:
         """Keep a result; its file takes its name when it is complete."""
         arrays: list[np.ndarray] = []
         tree = json.dumps(_encoded(result, arrays))
-        named = {"tree": np.array(tree), **{f"a{k}": array for k, array in enumerate(arrays)}}
+        named: dict[str, Any] = {"tree": np.array(tree), **{f"a{k}": array for k, array in enumerate(arrays)}}
         path = self._path(key)
         part = path.with_name(f"{path.name}.{uuid4().hex}.part")
         try:
             with temporary_file(path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(part, "wb") as file:
-                    np.savez(file, allow_pickle=False, **named)
+                    np.savez(file, **named)
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)  # of a full disk
@@ -127,6 +128,11 @@ class Journal:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.npz"
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing has this name, or an empty folder that a killed run has left."""
+    return not os.path.lexists(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()))
 
 
 class _Unknown(Exception):

@@ -19,7 +19,7 @@ from bkgmatch.pixel_maps import PixelMap, pixel_map, pixel_side, positions_in_pl
 from bkgmatch.reprojected import SkyWcs
 from bkgmatch.solve import connected
 from bkgmatch.stored import Stack
-from bkgmatch.written import whole_file
+from bkgmatch.written import write_fits
 
 __all__ = ["Canvas", "Mosaic", "read_mosaic", "read_source_mask"]
 
@@ -92,8 +92,7 @@ class Mosaic:
         mask = np.where(np.isfinite(self.image), self.image != 0, _NO_DATA).astype(np.uint8)
         hdu = fits.PrimaryHDU(mask, header)
         hdu.header["BLANK"] = (_NO_DATA, "no data")
-        with whole_file(path) as part:
-            hdu.writeto(part)
+        write_fits(fits.HDUList([hdu]), path)
 
 
 def read_mosaic(path: str | Path) -> Mosaic:

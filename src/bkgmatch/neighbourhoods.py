@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _MOST = 1e15  # of values that are near 1: squares beyond have no place in single precision
+_LEAST_RMS = 1e-3  # of a pair, as a part of that of most
 
 
 class LevelPairs(NamedTuple):
@@ -372,10 +373,16 @@ def _weight_factors(sums: PairSums, method: str) -> np.ndarray:
         return np.ones(len(sums.first))
     likely = sums.normal[:, 0, 0]
     if method == "rms":
-        wanted = likely / np.maximum(sums.squares, 1e-12 * likely)
+        wanted = 1 / _not_nothing(sums.squares / likely)
     else:
         wanted = sums.npix if method == "npix" else np.ones(len(likely))
     return wanted / likely * likely.mean() / wanted.mean()
+
+
+def _not_nothing(squares: np.ndarray) -> np.ndarray:
+    """Mean squares of pairs, of which those that agree exactly would have all weight."""
+    positive = squares[squares > 0]
+    return np.maximum(squares, _LEAST_RMS**2 * np.median(positive) if positive.size else 1.0)
 
 
 def _with_zero_points(

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -52,7 +52,8 @@ class WorkFolder:
             held: list[TextIO] = []
             self._finalizer = weakref.finalize(self, _remove, self.path, held, os.getpid())
             self.path.mkdir(mode=0o700)  # not before: a signal may come at any time
-            lock = locked(self.path / _LOCK)
+            with suppress(FileNotFoundError):  # another run has taken the empty folder for an abandoned one
+                lock = locked(self.path / _LOCK)
         held.append(lock)
 
     def __enter__(self) -> Path:
@@ -113,6 +114,9 @@ def _remove_abandoned(place: Path) -> None:
 
 def _is_removed(folder: Path) -> bool:
     """Remove a folder, unless a process holds its lock; return whether it is gone."""
+    with suppress(OSError):  # it is not empty
+        folder.rmdir()
+        return True
     try:
         with open(folder / _LOCK) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

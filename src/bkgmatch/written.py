@@ -5,11 +5,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
+
+from astropy.io import fits
 
 from bkgmatch.reasons import remedy
 
-__all__ = ["NotWritten", "check_folder", "whole_file", "whole_files"]
+__all__ = ["NotWritten", "check_folder", "whole_file", "whole_files", "write_fits"]
 
 
 class NotWritten(OSError):
@@ -66,6 +69,33 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
     """
     with _moved(Path(folder), f"files in {folder}") as parts:
         yield parts
+
+
+def write_fits(hdus: fits.HDUList, path: str | Path) -> None:
+    """
+    Write a FITS file, which takes its name when it is complete.
+
+    Parameters
+    ----------
+    hdus : HDUList
+        What to write.
+    path : str or Path
+        The file. What has this name already stays until then.
+
+    Raises
+    ------
+    NotWritten
+        If it cannot be written. Nothing is left of it then.
+    """
+    with whole_file(path) as part, open(part, "wb") as file:
+        hdus.writeto(_Stream(file))
+
+
+class _Stream:
+    """A file to which Python writes arrays: what numpy uses for true files is silent where the last bytes fail."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.name, self.write, self.tell, self.flush = file.name, file.write, file.tell, file.flush
 
 
 @contextmanager

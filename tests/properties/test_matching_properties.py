@@ -13,6 +13,7 @@ from strategies import (
     STATISTICS,
     WAYS,
     Fit,
+    LevelWay,
     Pointing,
     Scene,
     SkyWay,
@@ -26,7 +27,7 @@ from strategies import (
     sky_ways,
 )
 
-from bkgmatch.options import SkyMatchOptions
+from bkgmatch.options import LevelMatchOptions, SkyMatchOptions
 
 EXACT = 1e-9  # of the largest value: sums in double precision
 SINGLE = 4e-7  # of the largest value: values in single precision, rounded a few times
@@ -175,6 +176,15 @@ def test_a_twin_gets_the_same_correction_and_disturbs_none(way, data):
         one.sigma,
     )
     note("properties", f"twins: {way}")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_twins_do_not_have_all_weight(seed):
+    """Weights are inverse squares of what pairs leave, which is nothing for twins."""
+    scene = make_scene(seed, 3, spread=0.02, bad=0.0, dead=False, nebula=0.0, aligned=False, known=False, rays=0.0)
+    fit = LevelWay(LevelMatchOptions(weight_method="rms"))(scene + scene.take([1]).renamed("twin of "))
+    np.testing.assert_allclose(fit.values[3], fit.values[1], rtol=0, atol=SINGLE * scale(scene))
+    np.testing.assert_allclose(fit.sigma[3], fit.sigma[1], rtol=1e-4, atol=0)
 
 
 @every_way

@@ -22,7 +22,7 @@ from stdatamodels.jwst.datamodels.wcs_ref_models import (
     WavelengthrangeModel,
 )
 
-from bkgmatch.written import whole_file
+from bkgmatch.written import whole_file, write_fits
 
 __all__ = [
     "ANGLE",
@@ -273,5 +273,4 @@ def write_cubepar(path: Path, rows: int) -> None:
         USEAFTER="2020-01-01T00:00:00",
     )
     hdus = [fits.BinTableHDU(table, name=name) for name, table in tables.items()]
-    with whole_file(path) as part:
-        fits.HDUList([primary, *hdus]).writeto(part)
+    write_fits(fits.HDUList([primary, *hdus]), path)
