@@ -12,10 +12,12 @@ import sys
 import threading
 import traceback
 import warnings
+import weakref
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from bkgmatch import workspace
 from bkgmatch.cli import main as bkgmatch
 
 
@@ -79,8 +81,17 @@ def _run(function, before, out):
     except BaseException:
         traceback.print_exc()
     gc.collect()
+    _remove_folders()
     sys.stdout.flush()
     os._exit(code or 0)
+
+
+def _remove_folders():
+    """Remove temporary folders as the interpreter would at its end, but none of the parent's finalizers."""
+    for finalizer in list(weakref.finalize._registry):
+        _, function, *_ = finalizer.peek() or (None, None)
+        if function is workspace._remove:
+            finalizer()
 
 
 def strun(*words):
