@@ -1,10 +1,12 @@
 """What is seldom met: samples that miss all, limits that are reached, systems without a call; with known answers."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.stats import sigma_clip
@@ -15,6 +17,7 @@ from regions import CircleSkyRegion
 from bkgmatch.cells import BLOCK, CutOut, _smoothing
 from bkgmatch.differences import fit_pair
 from bkgmatch.execution import Work
+from bkgmatch.footprints import footprint, outlines_in_plane
 from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.journal import Journal
 from bkgmatch.masks import inside_regions
@@ -79,6 +82,19 @@ def test_regions_that_only_exclude_hold_nothing():
     both, whole = (inside_regions(regions, to_sky(wcs), SHAPE).sum() for regions in ([circle, hole], [circle]))
     assert whole == pytest.approx(np.pi * 100, abs=30)
     assert whole - both == pytest.approx(np.pi * 25, abs=15)
+
+
+def test_an_outline_that_crosses_itself_is_mended():
+    """A square whose corners come in the wrong order: two triangles, together half of it."""
+    square = footprint(np.ones(SHAPE, dtype=bool), to_sky(tan()))
+    left, bottom, right, top = square.frame.bounds
+    corners = np.array([(left, bottom), (right, top), (right, bottom), (left, top), (left, bottom)])
+    vectors = np.column_stack([corners, np.ones(5)]) @ square.axes
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    offsets = (np.array([0, 5]), np.array([0, 1]), np.array([0, 1]))
+    (found,) = outlines_in_plane([replace(square, vectors=vectors, offsets=offsets)], square)
+    assert shapely.is_valid(found)
+    assert found.area == pytest.approx((right - left) * (top - bottom) / 2)
 
 
 # -------------------------------------------------------------------------------------------------- pictures
