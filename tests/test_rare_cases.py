@@ -12,6 +12,8 @@ from astropy.coordinates import SkyCoord
 from astropy.stats import sigma_clip
 from common import SHAPE, noise, tan, to_sky
 from common import exposure as image
+from ifu import exposure as spectrum
+from ifu import positions
 from regions import CircleSkyRegion
 
 from bkgmatch.cells import BLOCK, CutOut, _smoothing
@@ -22,9 +24,10 @@ from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.journal import Journal
 from bkgmatch.masks import inside_regions
 from bkgmatch.options import LevelMatchOptions
-from bkgmatch.pictures import example_of, pictures_of_backgrounds
+from bkgmatch.pictures import example_of, picture_of_spectrum, pictures_of_backgrounds
 from bkgmatch.skystats import _peak
 from bkgmatch.sources import _Bins
+from bkgmatch.spectra import Polynomial
 from bkgmatch.stored import new_stack
 from bkgmatch.workspace import WorkFolder, _remove
 from bkgmatch.written import whole_file
@@ -110,6 +113,21 @@ def test_pictures_of_exposures_without_backgrounds_show_them_as_they_are():
         assert np.isfinite(one.after).all()
         np.testing.assert_array_equal(one.after, one.look.image)
     assert example_of(exposures, found) is None
+
+
+def test_pictures_of_spectra_are_means_over_wavelengths():
+    at = positions(shape=(8, 9, 12))
+    polynomial = Polynomial((0, 0, 1), (83.6, -41.0, 5.5), np.array([2.0, 3.0]))
+    value = 7 + polynomial(at.ra, at.dec, at.wavelength)
+    shown, came = (picture_of_spectrum(spectrum("a", at, value), p, "channel 1") for p in (polynomial, None))
+    known = np.isfinite(shown.after)
+    assert known.sum() > 20
+    np.testing.assert_allclose(shown.after[known], 7, atol=1e-5)
+    np.testing.assert_array_equal(came.after, came.look.image)
+    assert np.nanmean(came.after) == pytest.approx(value.mean(), abs=0.1)
+    assert (shown.name, shown.group) == ("a", "channel 1")
+    blank = spectrum("blank", at, np.full(value.shape, np.nan))
+    assert picture_of_spectrum(blank, polynomial, "channel 1") is None
 
 
 # -------------------------------------------------------------------------------------------------- system

@@ -6,11 +6,12 @@ from subprocess import CalledProcessError
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from builders import association, exposure_name, image_model, miri_halves, tile_wcs, write
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
-from mrs import header_cards
+from mrs import ROWS, header_cards
 from stdatamodels.jwst.datamodels import CubeModel, ImageModel
 
 from bkgmatch import Image3Pipeline, ImageForImageStep, MRSIMatchStep, demo
@@ -20,9 +21,11 @@ from bkgmatch.planes import Plane
 from bkgmatch.saved import SavedLevels
 from bkgmatch.simulate import simulate_mosaic
 from bkgmatch.steps.applied import _check_model
+from bkgmatch.steps.background_files import Kind
 from bkgmatch.steps.crds import _answer
 from bkgmatch.steps.parts import recombined
 from bkgmatch.steps.plane_record import PlaneRecord, read_record
+from bkgmatch.steps.simulated_mrs import MRSScene, _axes, _Pixels, _sky
 from bkgmatch.steps.streamed import StreamedLibrary
 from bkgmatch.steps.sub_steps import told_in_headers
 
@@ -132,16 +135,11 @@ def test_results_are_not_named_as_other_files_of_the_step(suffix):
         step.process("asn.json")
 
 
-class Seen:
-    """What is known of the exposures of a mosaic."""
-
-    detector, filter = "NRCALONG", "F444W"
-
-
 def test_masks_of_mosaics_without_a_fits_wcs_are_not_saved(caplog, offline):
     mosaic = Mosaic("a_i2d.fits", np.ones((3, 3)), np.ones((3, 3)), lambda vectors: vectors[:, :2], None)
     none = np.full(0, np.nan)
-    found = ImageBackgrounds((), (), (), *[none] * 6, ((Seen, mosaic),), ())
+    kind = Kind("NIRCAM", "NRCALONG", "F444W", "CLEAR", "FULL", "")
+    found = ImageBackgrounds((), (), (), *[none] * 6, ((kind, mosaic),), ())
     ImageForImageStep()._save_masks(found, "product")
     assert "a_i2d.fits has no FITS WCS: its mask is not saved" in caplog.text
     assert list(offline.iterdir()) == []
@@ -152,6 +150,38 @@ def test_levels_are_applied_to_images_only(data, tmp_path):
     saved = SavedLevels(tmp_path / "levels.ecsv", {}, "MJy/sr", "match", False)
     with CubeModel(data) as model, pytest.raises(ValueError, match=r"a\.fits: 2-D images are needed, this is a CubeM"):
         _check_model(model, tmp_path / "a.fits", "a.fits", saved)
+
+
+# -------------------------------------------------------------------------------------------------- simulation
+
+
+def light(model, **scene):
+    """Wavelength and light of the pixels in slices, and their offsets from the centre in arcsec, by astropy."""
+    scene = MRSScene(rows=ROWS, point_sources=(), **scene)
+    pixels, to_sky = _Pixels.of(model), model.meta.wcs.get_transform("alpha_beta", "world")
+    ra, dec, wavelength = to_sky(pixels.along, pixels.across, pixels.wavelength)
+    offsets = SkyCoord(scene.ra, scene.dec, unit="deg").spherical_offsets_to(SkyCoord(ra, dec, unit="deg"))
+    east, north = (offset.arcsec for offset in offsets)
+    return wavelength, _sky(scene, pixels, ra, dec, _axes(scene, to_sky, wavelength[0])), east, north
+
+
+def test_extended_sources_and_lines_are_where_they_are_said_to_be(dithers):
+    wavelength, plain, east, north = light(dithers[0])
+    extended = light(dithers[0], extended=(10.0, 1.0))[1] - plain
+    np.testing.assert_allclose(extended, 10 * np.exp(-((east - 0.4) ** 2 + north**2) / 2), atol=0.1)
+    assert extended.max() > 9
+    line = light(dithers[0], lines=((5.3, 50.0),))[1] - plain
+    seen = (1 + np.sin(2 * np.pi * east / 2.5) * np.cos(2 * np.pi * north / 2.5)) / 2
+    assert np.abs(line[np.abs(wavelength - 5.3) > 0.02]).max() < 1e-6
+    assert line.min() > -1e-9
+    assert (line <= 50 * seen + 1e-3).all()
+    assert line.max() > 1
+
+
+def test_dithers_that_are_given_are_those_of_the_scene():
+    offsets = ((0.5, -0.25), (1.0, 2.0))
+    np.testing.assert_array_equal(MRSScene(n_exposures=2, offsets=offsets).dithers(), offsets)
+    assert MRSScene(n_exposures=7).dithers().shape == (7, 2)
 
 
 # -------------------------------------------------------------------------------------------------- demonstration
