@@ -242,7 +242,7 @@ class Scheduler(Executor):
         return self.given[-1]
 
 
-def test_tasks_wait_as_long_as_there_are_workers_and_fail_without(monkeypatch):
+def test_tasks_wait_as_long_as_there_are_workers_and_fail_without(monkeypatch, caplog):
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0.005)
     monkeypatch.setattr(module, "_WORKER_SECONDS", 0.03)
     scheduler = Scheduler()
@@ -257,6 +257,7 @@ def test_tasks_wait_as_long_as_there_are_workers_and_fail_without(monkeypatch):
             two.result(10)
         scheduler.given[1].set_result(2)  # too late
         assert isinstance(two.exception(), ConnectionError)
+        assert [record.getMessage() for record in caplog.records if record.name == "concurrent.futures"] == []
         time.sleep(0.05)  # the watch goes on, with nothing to wait for
         scheduler.workers = {"tcp://127.0.0.1:2": 1}
         three = executor.submit(abs, -3)
