@@ -804,6 +804,23 @@ def test_the_page_of_a_background_image(tmp_path, offline, drawn):
     assert check(Path("again.html")).tables == page.tables
 
 
+@pytest.mark.usefixtures("assign_freely")
+def test_the_page_of_constants_of_spectra(dithers, offline, drawn):
+    MRSIMatchStep.call(twins(dithers[:2]), report=True, channel=["1"], bkg_degree=0, save_table="mrs.ecsv")
+    rows = Table.read("mrs.ecsv")
+    page = check(Path("mrs.html"))
+    assert page.headings[:4] == [
+        "Mosaic before and after", "Exposures on the sky", "Corrections", "Corrections against wavelength",
+    ]  # fmt: skip
+    ((curves, group, _),) = drawn["curves"]
+    assert group == "channel 1 SHORT"
+    assert [curve.name for curve in curves] == list(rows["name"])
+    for curve, row in zip(curves, rows, strict=True):
+        np.testing.assert_allclose(curve.value, row["level"], rtol=1e-6)
+    before, after = (np.nanmean(args[0].image) for args in drawn["mosaic"])
+    assert before - after == pytest.approx(np.mean(rows["level"]), abs=0.1 * np.ptp(rows["level"]))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("assign_freely")
 def test_the_page_of_polynomials(dithers, offline, drawn):
