@@ -6,12 +6,33 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cloudpickle
+
 DASK = str(Path(sys.executable).with_name("dask"))
 QUIET = {"OMP_NUM_THREADS": "1", "DASK_LOGGING__DISTRIBUTED": "warning"}
+
+
+class Carrier(Executor):
+    """Runs what it is given at once, pickled as for a cluster, and notes the sizes."""
+
+    def __init__(self):
+        self.sent, self.returned = {}, {}
+
+    def submit(self, function, /, *args, **kwargs):
+        task = cloudpickle.dumps((function, args, kwargs))
+        name = getattr(function.func, "func", function.func).__qualname__
+        function, args, kwargs = cloudpickle.loads(task)
+        result = cloudpickle.dumps(function(*args, **kwargs))
+        self.sent[name] = max(self.sent.get(name, 0), len(task))
+        self.returned[name] = max(self.returned.get(name, 0), len(result))
+        future = Future()
+        future.set_result(cloudpickle.loads(result))
+        return future
 
 
 @dataclass

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
 
@@ -222,6 +223,42 @@ def test_a_scheduler_that_hangs(started, folder, monkeypatch):
         started.scheduler.send_signal(signal.SIGCONT)
     assert seconds < 30
     assert f"The Dask scheduler at {started.address} has no workers any more" in message
+
+
+class Scheduler(Executor):
+    """A client whose scheduler takes tasks, and of which a test says which workers there are and what is done."""
+
+    def __init__(self):
+        self.workers, self.given = {"tcp://127.0.0.1:1": 1}, []
+
+    def get_executor(self, *, pure):
+        return self
+
+    def nthreads(self):
+        return self.workers
+
+    def submit(self, function, /, *args, **kwargs):
+        self.given.append(Future())
+        return self.given[-1]
+
+
+def test_tasks_wait_as_long_as_there_are_workers_and_fail_without(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_WATCH_SECONDS", 0.005)
+    monkeypatch.setattr(module, "_WORKER_SECONDS", 0.2)
+    scheduler = Scheduler()
+    with module._ClusterExecutor(scheduler, "tcp://127.0.0.1:8786") as executor:
+        one, two = (executor.submit(abs, -n) for n in (1, 2))
+        time.sleep(0.3)
+        assert not one.done()
+        scheduler.given[0].set_result(1)
+        assert one.result(1) == 1
+        scheduler.workers = {}
+        with pytest.raises(ConnectionError, match=r"tcp://127\.0\.0\.1:8786 has no workers any more \(it has none\)"):
+            two.result(10)
+        scheduler.given[1].set_result(2)  # too late
+        assert isinstance(two.exception(), ConnectionError)
+        assert [record.getMessage() for record in caplog.records if record.name == "concurrent.futures"] == []
+        time.sleep(0.05)  # the watch goes on, with nothing to wait for
 
 
 # -------------------------------------------------------------------------------------------------- other workers

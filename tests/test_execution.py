@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 
-import cloudpickle
 import numpy as np
 import pytest
+from clusters import Carrier
 
 from bkgmatch import execution, progress
 from bkgmatch.detectors import Detector, detector_wcs
@@ -200,24 +200,6 @@ def test_functions_without_a_name_are_never_found_again(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------- what travels
-
-
-class Carrier(Executor):
-    """Runs what it is given at once, pickled as for a cluster, and notes the sizes."""
-
-    def __init__(self):
-        self.sent, self.returned = {}, {}
-
-    def submit(self, function, /, *args, **kwargs):
-        task = cloudpickle.dumps((function, args, kwargs))
-        name = getattr(function.func, "func", function.func).__qualname__
-        function, args, kwargs = cloudpickle.loads(task)
-        result = cloudpickle.dumps(function(*args, **kwargs))
-        self.sent[name] = max(self.sent.get(name, 0), len(task))
-        self.returned[name] = max(self.returned.get(name, 0), len(result))
-        future = Future()
-        future.set_result(cloudpickle.loads(result))
-        return future
 
 
 SIDE = 2048

@@ -63,9 +63,11 @@ ENDED = {
     ("skymatch", "SkyImage.calc_sky"): "a line of the log; None is what stcal returns without pixels",
     ("steps.base", "BackgroundStep._report"): "a warning: the results are worth more than their page and its pictures",
     ("steps.crds", "_answer"): "a warning: the defaults are used",
+    ("workspace", "WorkFolder.__init__"): "another folder is made",
     ("workspace", "locked"): "None: another run holds the lock, which the caller tells",
     ("workspace", "remove_folder"): "a warning",
-    ("workspace", "_is_removed"): "a folder of another process or user, which is not ours to remove",
+    ("workspace", "_is_removed"): "it is not empty: its lock tells whether it may go",
+    ("workspace", "_is_unlocked_and_removed"): "a folder of another process or user, which is not ours to remove",
 }  # fmt: skip
 
 # Handlers that raise an error that does not quote the first: what it says is there already.
@@ -76,7 +78,7 @@ UNQUOTED = {
 }
 
 # Where what fails in removing files is passed over at first.
-IGNORED = {("workspace", "remove_folder"), ("workspace", "_is_removed"), ("written", "_remove")}
+IGNORED = {("workspace", "remove_folder"), ("workspace", "_is_unlocked_and_removed"), ("written", "_remove")}
 
 
 def module_name(file):
@@ -137,7 +139,10 @@ def test_an_error_that_is_raised_again_has_the_first_as_cause_and_quotes_it():
 def test_handlers_that_end_an_error_tell_its_text():
     """Those that only choose between two ways are explained above."""
     told = {"cli", "cluster", "journal", "skymatch", "steps.base", "steps.crds", "workspace"}
-    ways = {("journal", "Journal.key"), ("workspace", "locked"), ("workspace", "_is_removed")}
+    ways = {("journal", "Journal.key")} | {
+        ("workspace", function)
+        for function in ("WorkFolder.__init__", "locked", "_is_removed", "_is_unlocked_and_removed")
+    }
     for module, function, node in handlers():
         is_end = ast.unparse(node.type) in ("BrokenPipeError", "KeyboardInterrupt")  # wanted by the user
         if module in told and not raises(node) and (module, function) not in ways and not is_end:

@@ -14,7 +14,8 @@ import pytest
 from builders import association, constant_files, tile_wcs
 
 from bkgmatch import progress
-from bkgmatch.execution import HERE
+from bkgmatch.execution import HERE, Work
+from bkgmatch.journal import Journal
 from bkgmatch.progress import Times, stage
 
 LINES = 4
@@ -184,6 +185,32 @@ def test_where_bars_are(told, tty, module, level, shown):
     assert ("Sleeping:" in stream.getvalue()) == shown
     assert on_screen(stream.getvalue()) == []
     assert [handler.filters for handler in logging.getLogger("stpipe.bkgmatch").handlers] == [[]]
+
+
+@pytest.mark.parametrize("delay", [0.01, 60.0])
+def test_lines_of_the_log_are_whole_beside_a_bar(told, monkeypatch, delay):
+    """Also before the bar is seen; it takes the place of the lines that tell how far the stage is."""
+    stream = told(True)
+    monkeypatch.setattr(progress, "_BAR_SECONDS", delay)
+    monkeypatch.setattr(progress, "_REPORT_SECONDS", 0.0)
+    log = logging.getLogger("stpipe.bkgmatch.test")
+    HERE.run(lambda i: time.sleep(0.11) or log.info("item %d is in the log", i), range(3), what="Logging")
+    assert on_screen(stream.getvalue()) == [f"item {i} is in the log" for i in range(3)]
+    assert ("Logging:" in stream.getvalue()) == (delay < 1)
+
+
+def slept(number):
+    time.sleep(0.11)
+    return number
+
+
+def test_a_bar_goes_on_from_what_an_earlier_run_has_done(told, tmp_path):
+    Work(journal=Journal(tmp_path / "t.resume")).run(slept, range(2), what="Sleeping")
+    stream = told(True)
+    done = Work(journal=Journal(tmp_path / "t.resume")).run(slept, range(4), what="Sleeping")
+    assert done == [0, 1, 2, 3]
+    assert [int(n) for n in re.findall(r"(\d)/4 ", stream.getvalue())][-2:] == [3, 4]
+    assert "1/4" not in stream.getvalue()
 
 
 def test_a_bar_goes_with_an_error(told):

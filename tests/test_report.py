@@ -20,15 +20,26 @@ from bkgmatch.cli import main
 from bkgmatch.exposures import Exposure
 from bkgmatch.levels import match_levels
 from bkgmatch.match import match_skies
-from bkgmatch.options import LevelMatchOptions, SkyMatchOptions
+from bkgmatch.options import LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
 from bkgmatch.page import MARK, Page, table
 from bkgmatch.pictures import pictures_of_levels
 from bkgmatch.planes import Plane
 from bkgmatch.quicklook import Picture, block_means, common_part, fields_of, look_at, mosaics
-from bkgmatch.record import exposure_table, level_pair_table, level_table, pair_table, read_tables, save_tables
+from bkgmatch.record import (
+    exposure_table,
+    level_pair_table,
+    level_table,
+    pair_table,
+    read_tables,
+    save_tables,
+    spectral_pair_table,
+    spectral_table,
+)
 from bkgmatch.report import check_page, corrected, page_beside, write_report
 from bkgmatch.report_figures import short_names, stretches
 from bkgmatch.simulate_dithers import simulate_dithers
+from bkgmatch.spectra import SpectralMatch
+from bkgmatch.spectral_fit import PairResiduals
 
 EVIL = '<script>alert("x")</script>&<img src=http://x.org onerror=a>'
 SHAPE = (48, 60)
@@ -56,6 +67,27 @@ def planes(exposures, reference="mean"):
     )
     match = match_levels(exposures, options)
     return level_table(match, options, unit="MJy/sr"), level_pair_table(match, unit="MJy/sr")
+
+
+def polynomials(n, *, lost=(), slope=0.02, residual=1.0, at=5.2):
+    """A match of spectra whose corrections rise with the wavelength; some exposures are lost."""
+    known = np.array([i not in lost for i in range(n)])
+    terms = np.column_stack([np.arange(n, dtype=float), np.full(n, slope)])
+    terms[~known] = np.nan
+    level, sigma = terms[:, 0], np.where(known, 0.1, np.nan)
+    pairs = np.flatnonzero(known[:-1] & known[1:])
+    ones = np.ones(len(pairs))
+    return SpectralMatch(
+        tuple(f"jw{k:05d}_cal.fits" for k in range(n)), (0, 0, 1), np.where(known, 0, -1),
+        np.tile([83.6, -41.0, at], (n, 1)), terms, np.full_like(terms, 0.1), level, sigma, np.where(known, 50, 0),
+        tuple("matched" if k else "no overlap" for k in known), ((),) * n, np.zeros(n, dtype=bool),
+        PairResiduals(pairs, pairs + 1, 50 * ones.astype(int), ones, ones, residual * ones),
+    )  # fmt: skip
+
+
+def tables_of(matches):
+    options = MRSIMatchOptions(bkg_degree=(0, 0, 1))
+    return spectral_table(matches, options, unit="MJy/sr"), spectral_pair_table(matches, unit="MJy/sr")
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -281,6 +313,82 @@ def test_a_bad_match_of_planes_is_told(tmp_path):
     assert "more than a constant; try planes" in text_of(tmp_path / "a.html", found, pairs)
     found["slope_east"][0] = 0.1
     assert "more than a plane; look at the worst pairs" in text_of(tmp_path / "a.html", found, pairs)
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_bad_match_of_polynomials_is_told(tmp_path):
+    text = text_of(tmp_path / "a.html", *tables_of({("1", "SHORT"): polynomials(3, residual=5.0)}))
+    assert "the exposures differ by more than these polynomials; try a higher bkg_degree" in text
+
+
+def test_channels_and_bands_have_curves_of_their_own(tmp_path, drawn):
+    """Over the wavelengths of the band, or near the reference where these are not known; none of what is lost."""
+    matches = {
+        ("1", "SHORT"): polynomials(13, lost=(4,)),
+        ("2", "SHORT-LONG"): polynomials(14, slope=-3.0, at=8.0),
+        ("4", "LONG"): polynomials(2, lost=(0, 1), at=26.0),
+    }
+    write_report(tmp_path / "a.html", *tables_of(matches))
+    (one, first, _), (two, second, _) = drawn["curves"]
+    assert (first, second) == ("channel 1 SHORT", "channel 2 SHORT-LONG")
+    assert [curve.name for curve in one] == [f"jw{k:05d}_cal.fits" for k in range(13) if k != 4]
+    assert len(two) == 14
+    for curves, ends, at, slope in ((one, (4.90, 5.74), 5.2, 0.02), (two, (7.6, 8.4), 8.0, -3.0)):
+        for curve in curves:
+            assert curve.wavelength[[0, -1]] == pytest.approx(ends)
+            level = int(curve.name[2:7])
+            np.testing.assert_allclose(curve.value, level + slope * (curve.wavelength - at), atol=1e-12)
+    page = check(tmp_path / "a.html")
+    assert "channels and bands" in page.text
+    told = [image["alt"] for image in page.all("img") if "against wavelength" in image["alt"]]
+    assert [words.partition(" exposures")[0] for words in told] == ["Corrections of 12", "Corrections of 14"]
+    assert [row[:2] for row in page.tables[0][1:]] == [
+        ["jw00004_cal.fits", "channel 1 SHORT"],
+        ["jw00000_cal.fits", "channel 4 LONG"],
+        ["jw00001_cal.fits", "channel 4 LONG"],
+    ]
+
+
+def test_only_few_curves_are_named(monkeypatch):
+    seen = []
+    monkeypatch.setattr(report_figures, "_png", lambda figure: seen.append(figure) or b"")
+    wavelength = np.linspace(5, 6, 5)
+    for n in (12, 13):
+        curves = [report_figures.Curve(f"e{k}", wavelength, wavelength + k, 5.5, 0.1) for k in range(n)]
+        report_figures.curves(curves, "channel 1", "correction")
+    few, many = seen
+    assert [[text.get_text() for text in of.get_texts()] for of in few.legends] == [[f"e{k}" for k in range(12)]]
+    assert many.legends == []
+    drawn = [line.get_ydata() for line in many.axes[0].lines if len(line.get_ydata()) == 5]
+    np.testing.assert_allclose(drawn, [wavelength + k for k in range(13)])
+
+
+def test_pictures_of_detectors_have_no_axes_of_the_sky(monkeypatch):
+    seen = []
+    monkeypatch.setattr(report_figures, "_png", lambda figure: seen.append(figure) or b"")
+    picture = Picture(np.ones((4, 5)), (-0.5, 4.5, -0.5, 3.5))
+    for sky in (True, False):
+        report_figures.mosaic(picture, (0.0, 2.0), "title", "MJy/sr", sky=sky)
+    labels = [figure.axes[0].get_xlabel() for figure in seen]
+    assert labels == ["west of the centre (arcsec)", ""]
+
+
+def test_no_difference_is_drawn_of_a_pair_without_common_sky(tmp_path, drawn):
+    exposures = exposures_of([1, 2, 3])
+    found, pairs = matched(exposures)
+    pairs["second"][0] = exposures[2].name  # it overlaps the second, not the first
+    write_report(tmp_path / "a.html", found, pairs, shown=pictures_of_levels(exposures, found))
+    assert len(pairs) == 2
+    assert [names for _, names, _ in drawn["difference"]] == [("jw00001", "jw00002")]
+    assert sum("Difference" in image["alt"] for image in check(tmp_path / "a.html").all("img")) == 1
+
+
+def test_a_report_without_pairs(tmp_path, drawn):
+    exposures = exposures_of([1, 2, 3])
+    write_report(tmp_path / "a.html", matched(exposures)[0], shown=pictures_of_levels(exposures, matched(exposures)[0]))
+    assert drawn["sky_map"][0][0].edges == []
+    assert not {"residuals", "difference"} & set(drawn)
+    assert "Residuals of pairs" not in check(tmp_path / "a.html").headings
 
 
 @pytest.mark.usefixtures("drawn")
@@ -694,6 +802,23 @@ def test_the_page_of_a_background_image(tmp_path, offline, drawn):
     assert len(drawn["sky_map"][0][0].edges) == 6
     assert main(["report", "i4i.ecsv", "--out", "again.html"]) == 0
     assert check(Path("again.html")).tables == page.tables
+
+
+@pytest.mark.usefixtures("assign_freely")
+def test_the_page_of_constants_of_spectra(dithers, offline, drawn):
+    MRSIMatchStep.call(twins(dithers[:2]), report=True, channel=["1"], bkg_degree=0, save_table="mrs.ecsv")
+    rows = Table.read("mrs.ecsv")
+    page = check(Path("mrs.html"))
+    assert page.headings[:4] == [
+        "Mosaic before and after", "Exposures on the sky", "Corrections", "Corrections against wavelength",
+    ]  # fmt: skip
+    ((curves, group, _),) = drawn["curves"]
+    assert group == "channel 1 SHORT"
+    assert [curve.name for curve in curves] == list(rows["name"])
+    for curve, row in zip(curves, rows, strict=True):
+        np.testing.assert_allclose(curve.value, row["level"], rtol=1e-6)
+    before, after = (np.nanmean(args[0].image) for args in drawn["mosaic"])
+    assert before - after == pytest.approx(np.mean(rows["level"]), abs=0.1 * np.ptp(rows["level"]))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import inspect
 
 import numpy as np
 import pytest
+import shapely
 import stcal.skymatch
 from astropy.modeling.models import Scale, Shift
 from builders import tile_wcs
@@ -258,6 +259,29 @@ def test_twins_with_the_failure_that_stcal_catches(monkeypatch):
         found.append(one.calc_sky(overlap=two))
     assert found[1][0] == pytest.approx(found[0][0], abs=1e-4)
     assert found[1][1] == pytest.approx(found[0][1], abs=SIDE)
+
+
+def test_outlines_have_vertices_on_the_sky():
+    """Of what has an area: two images may also touch in a point or along a line."""
+    pole = np.eye(3)  # tangential at the north pole, x to right ascension 0
+    square, line = shapely.box(0, 0, 0.1, 0.2), shapely.LineString([(1, 1), (2, 2)])
+    outline = bkgmatch.skymatch.Outline(shapely.GeometryCollection([line, square]), pole)
+    ((ra, dec),) = outline.to_radec()
+    found = sorted({(round(float(a), 6), round(float(d), 6)) for a, d in zip(ra[:-1], dec[:-1], strict=True)})
+    far = np.hypot(0.1, 0.2)
+    corners = [(0, 90), (0, np.rad2deg(np.arctan(10))), (90, np.rad2deg(np.arctan(5)))]
+    corners.append((np.rad2deg(np.arctan(2)), np.rad2deg(np.arctan(1 / far))))
+    np.testing.assert_allclose(found, sorted(corners), atol=1e-6)
+    assert list(bkgmatch.skymatch.Outline(line, pole).to_radec()) == []
+
+
+@pytest.mark.parametrize("other", [bkgmatch.skymatch.SkyStats("median"), stcal.skymatch.SkyStats("mean"), np.mean])
+def test_images_with_different_statistics_are_refused(other):
+    images = [flat_image(bkgmatch.skymatch, value) for value in (1.0, 2.0)]
+    images[1].skystat = other
+    with pytest.raises(TypeError, match=r"skystat of all images must be a bkgmatch\.skymatch\.SkyStats with"):
+        bkgmatch.skymatch.skymatch(images)
+    assert [image.sky for image in images] == [0, 0]
 
 
 # -------------------------------------------------------------------------------------------------- noise

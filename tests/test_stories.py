@@ -7,12 +7,24 @@ import numpy as np
 import pytest
 from builders import SIDE, constant_files, exposure_name, image_model, tile_wcs
 
-from bkgmatch import LevelMatchStep, SkyMatchStep, execution, level_story, progress, stories
+from bkgmatch import (
+    LevelMatchStep,
+    SkyMatchStep,
+    execution,
+    image_story,
+    level_story,
+    progress,
+    spectral_story,
+    stories,
+)
+from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.neighbourhoods import LevelPairs
 from bkgmatch.pairs import Offsets
 from bkgmatch.sky_story import story
+from bkgmatch.spectra import SpectralMatch
+from bkgmatch.spectral_fit import PairResiduals
 from bkgmatch.stories import each_or_all
 
 UNIT = "MJy/sr"
@@ -87,6 +99,49 @@ def test_fixed_exposures_share_a_line():
     assert list(level_story.story(match, UNIT, "subtracted")) == [(False, line) for line in said]
     assert list(level_story.story(match, "", "subtracted"))[3] == (False, "h: level 7 +- 0, subtracted")
     assert list(level_story.story(match, UNIT, "")) == [(False, line) for line in said[:2]]
+
+
+def test_pairs_that_differ_from_what_others_say_are_named():
+    residual, trust, ones = np.array([0.05, -0.7, 0.9]), np.array([1.0, 0.2, 0.0]), np.ones(3)
+    pairs = LevelPairs(
+        np.array([0, 0, 1]), np.array([1, 2, 2]), np.array(["dithers"] * 3), 50 * ones, ones, 0.1 * ones, ones,
+        residual, trust,
+    )  # fmt: skip
+    match = LevelMatch(
+        tuple("abc"), np.zeros(3, int), np.zeros((3, 2)), np.arange(3.0), np.zeros((3, 2)), np.zeros((3, 3, 3)),
+        ("matched",) * 3, np.zeros(3, bool), ("mean",), pairs,
+    )  # fmt: skip
+    warnings = [line for is_warning, line in level_story.story(match, UNIT, "") if is_warning]
+    assert [line for line in warnings if "differs" in line] == [
+        "a - c differs from what other pairs say by 7 of its errors: down-weighted"
+    ]
+
+
+def test_backgrounds_of_exposures_full_of_sources():
+    most = np.array([49.0, 51.0])
+    found = ImageBackgrounds(
+        ("a", "b"), ("made",) * 2, (("b",), ("a",)), np.ones(2), np.ones(2), most / 100, np.zeros(2), np.ones(2),
+        np.ones(2), (), (),
+    )  # fmt: skip
+    warnings = [line for is_warning, line in image_story.story(found, UNIT, "subtracted") if is_warning]
+    assert warnings == ["b: 51 % of its pixels are on sources; the background is made of what is left"]
+
+
+def test_polynomials_that_are_held_are_told():
+    loose = (("ra",), (), tuple(f"term {k}" for k in range(6)))
+    terms = np.ones((3, 2))
+    match = SpectralMatch(
+        tuple("abc"), (0, 0, 1), np.zeros(3, int), np.tile([10.0, 20.0, 5.0], (3, 1)), terms, terms, np.ones(3),
+        np.ones(3), np.full(3, 9), ("matched",) * 3, loose, np.array([False, True, False]), PairResiduals.none(),
+    )  # fmt: skip
+    warnings = [line for is_warning, line in spectral_story.story(match, "channel 1", UNIT) if is_warning]
+    held = "the overlaps do not determine"
+    assert warnings == [
+        f"channel 1: a: {held} ra: a weak prior holds that",
+        "channel 1: b: its polynomial was flattened, to keep it within bounds outside the overlaps",
+        f"channel 1: c: {held} term 0, term 1, term 2, term 3 and 2 more terms (try a lower bkg_degree): a weak prior "
+        "holds that",
+    ]
 
 
 def test_a_sky_match_with_a_lost_exposure_and_two_sets():

@@ -71,12 +71,12 @@ class Picture(NamedTuple):
     extent : tuple of float
         Left, right, bottom and top: arcseconds to the west and to the north of the centre.
     centre : tuple of float, optional
-        Right ascension and declination of the centre, in degrees; None where it is not on the sky.
+        Right ascension and declination of the centre, in degrees; NaN where it is not on the sky.
     """
 
     image: np.ndarray
     extent: tuple[float, float, float, float]
-    centre: tuple[float, float] | None = None
+    centre: tuple[float, float] = (np.nan, np.nan)
 
 
 def side_for(number: int) -> int:

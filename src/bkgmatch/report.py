@@ -553,10 +553,8 @@ def _whole(image: np.ndarray) -> Picture:
     return Picture(image, (-0.5, nx - 0.5, -0.5, ny - 0.5))
 
 
-def _caption(text: str, centre: tuple[float, float] | None) -> str:
+def _caption(text: str, centre: tuple[float, float]) -> str:
     """Text and the centre of a picture of the sky."""
-    if centre is None:
-        return text
     ra, dec = round(centre[0], 5) % 360, centre[1]
     return f"{text}{'. ' if text else ''}Centre: RA {ra:.5f}, Dec {dec:.5f} degrees"
 

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -52,8 +52,10 @@ class WorkFolder:
             held: list[TextIO] = []
             self._finalizer = weakref.finalize(self, _remove, self.path, held, os.getpid())
             self.path.mkdir(mode=0o700)  # not before: a signal may come at any time
-            with suppress(FileNotFoundError):  # another run has taken the empty folder for an abandoned one
+            try:
                 lock = locked(self.path / _LOCK)
+            except FileNotFoundError:  # another run has taken the empty folder for an abandoned one
+                continue
         held.append(lock)
 
     def __enter__(self) -> Path:
@@ -114,9 +116,14 @@ def _remove_abandoned(place: Path) -> None:
 
 def _is_removed(folder: Path) -> bool:
     """Remove a folder, unless a process holds its lock; return whether it is gone."""
-    with suppress(OSError):  # it is not empty
+    try:
         folder.rmdir()
-        return True
+    except OSError:  # it is not empty
+        return _is_unlocked_and_removed(folder)
+    return True
+
+
+def _is_unlocked_and_removed(folder: Path) -> bool:
     try:
         with open(folder / _LOCK) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
