@@ -1,10 +1,18 @@
-"""What other packages do again for every file, though it is always the same, is done once for all tests."""
+"""What makes the tests quick: what is always the same is done once."""
 
 from functools import cache, lru_cache
 
 import pytest
 from asdf import schema as asdf_schema
 from stdatamodels import schema as model_schema
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each process tests that follow each other and share files; one that has done them takes some of the others'."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
