@@ -9,7 +9,7 @@ from stdatamodels import schema as model_schema
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Give each process tests that follow each other and share files; one that has done them takes some of the others'."""
+    """Give each process tests that follow each other and share files; when done, it takes some of another."""
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
