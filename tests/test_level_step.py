@@ -520,7 +520,7 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("moves", [*([name] for name in MOVES), list(MOVES)], ids=str)
+@pytest.mark.parametrize("moves", [*(slow([name]) for name in MOVES), list(MOVES)], ids=str)
 @pytest.mark.parametrize("is_saved", [False, True])
 def test_undo_of_planes_of_an_exposure_that_tweakreg_has_aligned_since(moves, is_saved, tmp_path):
     """What was subtracted is added back to the same pixels; what is subtracted in between, too."""
