@@ -1,6 +1,8 @@
 """What makes the tests quick: what is always the same is done once."""
 
-from functools import cache, lru_cache
+import gc
+from functools import cache, lru_cache, partial
+from types import SimpleNamespace
 
 import pytest
 from asdf import schema as asdf_schema
@@ -25,6 +27,14 @@ def _schemas_once():
         patch.setattr(asdf_schema, "_load_schema_cached", load)
         patch.setattr(asdf_schema, "load_schema", lambda url, resolve_references=False: load(url, resolve_references))
         patch.setattr(model_schema, "merge_property_trees", _of_each(model_schema.merge_property_trees))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _young_garbage():
+    """Spare runs of steps, which collect garbage first, that of long ago: finding it may take half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stpipe.step.gc", SimpleNamespace(collect=partial(gc.collect, 1)))
         yield
 
 

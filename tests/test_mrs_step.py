@@ -50,6 +50,11 @@ pytestmark = pytest.mark.usefixtures("offline")
 BOTH = {"channel": None}
 
 
+@pytest.fixture(autouse=True)
+def _assign_freely(assign_freely):
+    """In all tests but those that save."""
+
+
 def opened(files):
     return [datamodels.open(file) for file in files]
 
@@ -286,7 +291,8 @@ def test_several_files_without_a_list(pair, of_pair):
     same(coefficients(result), of_pair[0])
 
 
-def test_saved_files(pair, offline, tmp_path):
+def test_saved_files(pair, offline, tmp_path, monkeypatch):
+    monkeypatch.delenv("VALIDATE_ON_ASSIGNMENT")
     before = digest(pair), sorted(pair[0].parent.iterdir())
     options = {"save_results": True, "channel": "1"}
     result = MRSIMatchStep.call([str(file) for file in pair], output_dir=str(tmp_path / "one"), **options)
@@ -879,7 +885,8 @@ def test_parameters_are_saved_and_read(dithers, tmp_path):
 
 
 @pytest.mark.parametrize("strun", [quick_strun, slow(slow_strun)])
-def test_strun(dithers, pair, tmp_path, strun):
+def test_strun(dithers, pair, tmp_path, strun, monkeypatch):
+    monkeypatch.delenv("VALIDATE_ON_ASSIGNMENT")
     pars = tmp_path / "pars.asdf"
     output = strun(
         "bkg_mrs_imatch", str(association(pair)), "--subtract=true", "--bkg_degree=1,1,2", "--channel=1",
