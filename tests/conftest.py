@@ -17,7 +17,7 @@ from mrs import ROWS
 from bkgmatch.simulate import simulate_mosaic
 from bkgmatch.steps.simulated_mrs import MRSScene, mrs_models, mrs_references
 
-pytest_plugins = ["ledger"]
+pytest_plugins = ["ledger", "quick"]
 
 # Few examples of each property in every run, the same ones; many others with --hypothesis-profile=thorough.
 settings.register_profile("fast", max_examples=10, deadline=None, derandomize=True)

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import traceback
@@ -99,6 +100,33 @@ def strun(*words):
     sys.argv = ["strun", *map(str, words)]
     (script,) = entry_points(group="console_scripts", name="strun")
     return script.load()()
+
+
+def quick_strun(*words, env=None):
+    """Run ``strun`` in a child with a clean environment, or with this one; what it says."""
+    env = without_crds() if env is None else env
+    code, said = Child(partial(strun, *words), partial(_only, env)).wait()
+    assert code == 0, said
+    return said
+
+
+def slow_strun(*words, env=None):
+    """Run ``strun`` as users do; what it says."""
+    script = Path(sys.executable).with_name("strun")
+    env = without_crds() if env is None else env
+    ran = subprocess.run([script, *map(str, words)], env=env, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
+
+
+def without_crds():
+    """The environment without what it says of CRDS and stpipe."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("CRDS", "STPIPE"))}
+
+
+def _only(env):
+    os.environ.clear()
+    os.environ.update(env)
 
 
 def command(*words):

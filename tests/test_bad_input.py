@@ -26,7 +26,7 @@ from conftest import FAR
 from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
 
-from bkgmatch import SkyMatchStep
+from bkgmatch import LevelMatchStep, SkyMatchStep
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -488,6 +488,14 @@ UNREAD = ("user without a list", "list without user", "two sources", "errors of 
 def test_options(files, offline, case):
     options, says = CONFLICTS[case]
     has(refused(association(files), offline, Exception, **options), *says)
+
+
+@pytest.mark.parametrize(("step", "options"), [(SkyMatchStep, {"stepsize": 0}), (LevelMatchStep, {"sigma": -1.0})])
+def test_options_are_refused_before_anything_is_opened(files, monkeypatch, step, options):
+    """Opening thousands of exposures takes long."""
+    monkeypatch.setattr("bkgmatch.steps.inputs.ModelLibrary", None)
+    with pytest.raises(ValueError, match=next(iter(options))):
+        step.call(association(files), **options)
 
 
 def test_table_cannot_be_saved(files, offline):

@@ -12,7 +12,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from builders import as_rate, association, digest, has, image_files, rewrite, spoil, write
-from common import tan
+from common import few, tan
 from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
 
@@ -318,7 +318,7 @@ CONFLICTS = {
 }
 
 
-@pytest.mark.parametrize("case", CONFLICTS)
+@pytest.mark.parametrize("case", few(8, CONFLICTS))
 def test_options(files, offline, case):
     options, says = CONFLICTS[case]
     has(refused(association(files), offline, Exception, **options), *says)

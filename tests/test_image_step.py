@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +16,8 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from builders import as_rate, association, described, digest, has, image_files, write, write_mosaic
-from common import few, tan
+from common import few, slow, tan
+from forks import quick_strun, slow_strun
 from jwst.datamodels import ModelContainer, ModelLibrary
 from stdatamodels.jwst import datamodels
 from stdatamodels.jwst.datamodels.dqflags import pixel as dq_flags
@@ -1013,17 +1012,15 @@ def test_names_for_strun():
     assert list(names.values()).count("image_for_image") == 1
 
 
-def test_strun(three, tmp_path):
+@pytest.mark.parametrize("strun", [quick_strun, slow(slow_strun)])
+def test_strun(three, tmp_path, strun):
     """In an empty environment; the parameters that it saves make the same again."""
     pars = tmp_path / "pars.asdf"
-    command = [
-        Path(sys.executable).with_name("strun"), "image_for_image", str(association(three)), "--save_results=true",
-        f"--output_dir={tmp_path}", f"--save-parameters={pars}", "--method=median", "--maxiters=1", "--holes=flag",
-    ]  # fmt: skip
-    env = {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
-    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    output = ran.stdout + ran.stderr
-    assert ran.returncode == 0, output
+    output = strun(
+        "image_for_image", str(association(three)), "--save_results=true", f"--output_dir={tmp_path}",
+        f"--save-parameters={pars}", "--method=median", "--maxiters=1", "--holes=flag",
+        env={"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
+    )  # fmt: skip
     assert "CRDS is not set up" in output
     assert "3 of 3 exposures have a background" in output
     with asdf.open(pars) as kept:

@@ -1,9 +1,7 @@
 """LevelMatchStep on real files: levels and planes, tiles and parts, inputs, outputs, records."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,8 +24,9 @@ from builders import (
     tile_wcs,
     write,
 )
-from common import few
+from common import few, slow
 from conftest import FAR
+from forks import quick_strun, slow_strun
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.skymatch import SkyMatchStep as JwstSkyMatchStep
 from jwst.tweakreg.utils import adjust_wcs
@@ -521,7 +520,7 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("moves", [*([name] for name in MOVES), list(MOVES)], ids=str)
+@pytest.mark.parametrize("moves", [*(slow([name]) for name in MOVES), list(MOVES)], ids=str)
 @pytest.mark.parametrize("is_saved", [False, True])
 def test_undo_of_planes_of_an_exposure_that_tweakreg_has_aligned_since(moves, is_saved, tmp_path):
     """What was subtracted is added back to the same pixels; what is subtracted in between, too."""
@@ -1219,16 +1218,8 @@ def test_names_for_strun():
     assert list(names_.values()).count("level_match") == 1
 
 
-def strun(*words):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CRDS", "STPIPE"))}
-    ran = subprocess.run(
-        [Path(sys.executable).with_name("strun"), *words], env=clean, capture_output=True, text=True, timeout=120
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout + ran.stderr
-
-
-def test_strun(strip_files, of_association, tmp_path):
+@pytest.mark.parametrize("strun", [quick_strun, slow(slow_strun)])
+def test_strun(strip_files, of_association, tmp_path, strun):
     """Without CRDS; the parameters that it saves make the same again."""
     pars = tmp_path / "pars.asdf"
     output = strun(

@@ -2,11 +2,8 @@
 
 import gc
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +15,8 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from builders import association, described, digest, write
-from common import few
+from common import few, slow
+from forks import quick_strun, slow_strun
 from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
 from mrs import (
@@ -50,6 +48,11 @@ from bkgmatch.steps.simulated_mrs_references import write_cubepar
 pytestmark = pytest.mark.usefixtures("offline")
 
 BOTH = {"channel": None}
+
+
+@pytest.fixture(autouse=True)
+def _assign_freely(assign_freely):
+    """In all tests but those that save."""
 
 
 def opened(files):
@@ -288,7 +291,8 @@ def test_several_files_without_a_list(pair, of_pair):
     same(coefficients(result), of_pair[0])
 
 
-def test_saved_files(pair, offline, tmp_path):
+def test_saved_files(pair, offline, tmp_path, monkeypatch):
+    monkeypatch.delenv("VALIDATE_ON_ASSIGNMENT")
     before = digest(pair), sorted(pair[0].parent.iterdir())
     options = {"save_results": True, "channel": "1"}
     result = MRSIMatchStep.call([str(file) for file in pair], output_dir=str(tmp_path / "one"), **options)
@@ -880,16 +884,9 @@ def test_parameters_are_saved_and_read(dithers, tmp_path):
     assert records(done[0])["1"]["degree"] == [1, 1, 2]
 
 
-def strun(*words):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CRDS", "STPIPE"))}
-    ran = subprocess.run(
-        [Path(sys.executable).with_name("strun"), *words], env=clean, capture_output=True, text=True, timeout=120
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout + ran.stderr
-
-
-def test_strun(dithers, pair, tmp_path):
+@pytest.mark.parametrize("strun", [quick_strun, slow(slow_strun)])
+def test_strun(dithers, pair, tmp_path, strun, monkeypatch):
+    monkeypatch.delenv("VALIDATE_ON_ASSIGNMENT")
     pars = tmp_path / "pars.asdf"
     output = strun(
         "bkg_mrs_imatch", str(association(pair)), "--subtract=true", "--bkg_degree=1,1,2", "--channel=1",
@@ -915,7 +912,7 @@ def test_strun(dithers, pair, tmp_path):
 @pytest.mark.slow
 def test_strun_by_the_name_of_the_class(pair, offline):
     """Results are beside where one is, named after the exposures."""
-    strun("bkgmatch.MRSIMatchStep", *map(str, pair), "--channel=1", "--bkg_degree=0")
+    slow_strun("bkgmatch.MRSIMatchStep", *map(str, pair), "--channel=1", "--bkg_degree=0")
     assert sorted(offline.glob("*.fits")) == results(pair, offline)
     for file in offline.glob("*.fits"):
         assert saved_cards(file) == {"S_MRSMAT": "COMPLETE", "BKGSUB": False}

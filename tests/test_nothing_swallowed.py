@@ -231,6 +231,7 @@ STAGES = {
     },
 }
 LONG = {("spectra", stage) for stage in (SUBTRACTING, TABLES, KEEPING, TELLING, SOLVING, SAVING, WCS)}
+LONG |= {(case, stage) for case in ("level", "cals") for stage in (WCS, KEEPING, TELLING)}
 INJECTED = [
     pytest.param(case, stage, marks=[pytest.mark.slow] * ((case, stage) in LONG))
     for case, stages in STAGES.items()

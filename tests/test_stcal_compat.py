@@ -13,6 +13,7 @@ import shapely
 import stcal.skymatch
 from astropy.modeling.models import Scale, Shift
 from builders import tile_wcs
+from common import slow
 from gwcs import WCS
 
 import bkgmatch.skymatch
@@ -348,7 +349,7 @@ def test_overlaps_and_whole_images(skystat):
 
 
 @pytest.mark.parametrize("skystat", STATISTICS)
-@pytest.mark.parametrize("method", ["local", "global", "match", "global+match"])
+@pytest.mark.parametrize("method", [*map(slow, ("local", "global", "match")), "global+match"])
 def test_matched_levels_of_noise(skystat, method):
     levels, found = (5.0, 2.0, 4.0, 8.0), []
     for lib in (bkgmatch.skymatch, stcal.skymatch):

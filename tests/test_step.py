@@ -29,7 +29,7 @@ from builders import (
     tile_wcs,
     write,
 )
-from common import few
+from common import few, slow
 from conftest import FAR
 from crds_cache import crds_cache
 from jwst.datamodels import ModelContainer, ModelLibrary
@@ -137,7 +137,7 @@ def test_each_piece_may_have_its_own_zero_point(two_pieces, method):
     [
         ({"match_down": False}, (-20, 0, -15, -10, -15, -5)),
         ({"zero_point": "lowest", "match_down": False}, FIRST["match"]),
-        ({"zero_point": "highest"}, (-20, 0, -15, -10, -15, -5)),
+        slow(({"zero_point": "highest"}, (-20, 0, -15, -10, -15, -5))),
         ({"zero_point": "mean"}, np.subtract(FIRST["match"], 55 / 6)),
         ({"zero_point": exposure_name(4)}, (-10, 10, -5, 0, -5, 5)),
         ({"zero_point": f"{exposure_name(4)}_cal.fits"}, (-10, 10, -5, 0, -5, 5)),
@@ -155,7 +155,7 @@ def test_zero_point_of_a_background_exposure(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("classic", "method"), [("localmin", "local"), ("globalmin", "global"), ("globalmin+match", "global+match")]
+    ("classic", "method"), few(1, [("localmin", "local"), ("globalmin", "global"), ("globalmin+match", "global+match")])
 )
 def test_classic_names_of_methods(one_mosaic, caplog, classic, method):
     library = run(association(one_mosaic), skymethod=classic)
@@ -164,8 +164,8 @@ def test_classic_names_of_methods(one_mosaic, caplog, classic, method):
     assert sum("classic name" in line for line in caplog.messages) == 1
 
 
-@pytest.fixture
-def group_and_loner(tmp_path):
+@pytest.fixture(scope="module")
+def group_and_loner(tmp_path_factory):
     """Two overlapping exposures, and the other detector of the first, which overlaps nothing."""
     wcs = [*tile_wcs((1, 2)), *tile_wcs((1, 1), center=FAR)]
     names = [exposure_name(1), exposure_name(2), exposure_name(1, detector="nrcblong")]
@@ -173,7 +173,7 @@ def group_and_loner(tmp_path):
         image_model(name, np.full((SIDE, SIDE), level), where)
         for name, level, where in zip(names, (3, 5, 50), wcs, strict=True)
     ]
-    return association(write(models, tmp_path))
+    return association(write(models, tmp_path_factory.mktemp("group")))
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def group_and_loner(tmp_path):
         ({}, (0, 2, 0)),
         ({"match_down": False}, (-2, 0, -2)),
         ({"skymethod": "local"}, (3, 5, 3)),
-        ({"skymethod": "global"}, (3, 3, 3)),
+        slow(({"skymethod": "global"}, (3, 3, 3))),
         ({"skymethod": "global+match"}, (3, 5, 3)),
-        ({"level_per": "detector"}, (0, 2, np.nan)),
+        slow(({"level_per": "detector"}, (0, 2, np.nan))),
         ({"level_per": "detector", "skymethod": "local"}, (3, 5, 50)),
     ],
 )
@@ -339,11 +339,11 @@ def test_order_does_not_matter(noisy, noisy_results):
 # -------------------------------------------------------------------------------------------------- outputs
 
 
-@pytest.fixture
-def with_loner(tmp_path):
+@pytest.fixture(scope="module")
+def with_loner(tmp_path_factory):
     """Three overlapping exposures and one that overlaps nothing."""
     pieces = [(tile_wcs((1, 3)), (10, 14, 11.5)), (tile_wcs((1, 1), center=FAR), (7,))]
-    return association(constant_files(tmp_path / "loner", pieces))
+    return association(constant_files(tmp_path_factory.mktemp("loner"), pieces))
 
 
 @pytest.mark.parametrize(
@@ -351,9 +351,9 @@ def with_loner(tmp_path):
     [
         {"skymethod": "local", "subtract": True},
         {"skymethod": "match", "subtract": True},
-        {"skymethod": "match", "match_down": False},
+        slow({"skymethod": "match", "match_down": False}),
         {"skymethod": "global"},
-        {"skymethod": "global+match", "subtract": True},
+        slow({"skymethod": "global+match", "subtract": True}),
         {"skymethod": "user", "subtract": True},
     ],
     ids=lambda options: "-".join(map(str, options.values())),

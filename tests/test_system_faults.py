@@ -269,7 +269,7 @@ def slowly(names, fast):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=SLOW) for k in range(1, 6))])
-@pytest.mark.parametrize("name", slowly(EVERY, ("level", "undo", "skylist")))
+@pytest.mark.parametrize("name", slowly(EVERY, ("level", "skylist")))
 def test_where_no_further_file_has_room_the_error_says_so(name, seed, tasks, tmp_path):
     one = trial(tasks, name, tmp_path / "run", seed=seed)
     number = random.Random(f"{name} {seed}").randrange(1, 24 if name in STEPS else 8)
@@ -395,9 +395,13 @@ def test_a_folder_that_cannot_hold_results_is_refused_before_anything_is_measure
 SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=SLOW) for k in range(1, 6))])
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("name", slowly(EVERY, ("level", "undo")))
+QUICK = [("level", "SIGTERM", 0), ("level", "SIGKILL", 0), ("undo", "SIGINT", 0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "seed"),
+    [pytest.param(n, s, k, marks=() if (n, s, k) in QUICK else SLOW) for n in EVERY for s in SIGNALS for k in range(6)],
+)
 def test_a_run_that_is_ended_while_it_writes_leaves_nothing_half_written(name, number, seed, tasks, tmp_path):
     one = trial(tasks, name, tmp_path / "run", seed=seed)
     rng = random.Random(f"{name} {number} {seed}")

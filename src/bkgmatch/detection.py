@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-from photutils.background import Background2D
 from scipy import ndimage
 
 from bkgmatch.options import ImageForImageOptions
@@ -72,6 +71,8 @@ def flat_mosaic(image: np.ndarray, boxsize: int) -> np.ndarray:
         return image
     if not boxsize:
         return image - np.nanmedian(image)
+    from photutils.background import Background2D  # only here: importing it looks at every package there is, for 1 s
+
     percentile = 100 * (1 - _FEWEST_PIXELS)
     try:
         found = Background2D(image, boxsize, coverage_mask=missing, exclude_percentile=percentile)

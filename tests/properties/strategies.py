@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from bkgmatch.exposures import Exposure
@@ -22,6 +23,8 @@ STEP = 2.0**-10
 GOOD = ("matched", "measured", "fixed", "made")
 SEEDS = st.integers(0, 2**32 - 1)
 STATISTICS = ("mean", "median", "midpt", "mode", "difference")
+# A decorator: half of the examples of the profile "fast", all of the others.
+costly = settings(max_examples=max(5, settings.default.max_examples - 5 * (settings.default.max_examples <= 10)))
 
 
 def sky_axes(ra: float, dec: float) -> np.ndarray:

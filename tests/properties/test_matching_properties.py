@@ -17,6 +17,7 @@ from strategies import (
     Pointing,
     Scene,
     SkyWay,
+    costly,
     laid_out,
     less_mean,
     level_ways,
@@ -52,6 +53,7 @@ def assert_same(one: Fit, two: Fit, atol: float, *, sigmas: float = 0.0, rtol: f
 
 
 @every_way
+@costly
 @given(data=st.data())
 def test_adding_a_constant_moves_a_level_by_exactly_that(way, data):
     """Less the mean over the component, which is the zero point; neither errors nor sets change."""
@@ -68,6 +70,7 @@ def test_adding_a_constant_moves_a_level_by_exactly_that(way, data):
 
 
 @every_way
+@costly
 @given(data=st.data())
 def test_the_order_of_the_input_does_not_matter(way, data):
     match, scene = data.draw(WAYS[way]), data.draw(scenes(2))
@@ -79,6 +82,7 @@ def test_the_order_of_the_input_does_not_matter(way, data):
 
 
 @every_way
+@costly
 @given(data=st.data())
 def test_two_mosaics_far_apart_are_matched_each_as_alone(way, data):
     match = data.draw(WAYS[way])
@@ -97,6 +101,7 @@ def test_two_mosaics_far_apart_are_matched_each_as_alone(way, data):
 
 
 @every_way
+@costly
 @given(data=st.data())
 def test_without_the_exposure_that_links_them_two_mosaics_are_two_components(way, data):
     match, seed = data.draw(WAYS[way]), data.draw(SEEDS)
@@ -117,6 +122,7 @@ def test_without_the_exposure_that_links_them_two_mosaics_are_two_components(way
 
 
 @every_way
+@costly
 @given(data=st.data())
 def test_units_scale_levels_and_errors(way, data):
     match, scene = data.draw(WAYS[way]), data.draw(scenes(levels=data.draw(st.sampled_from([0.0, 10.0]))))
@@ -128,6 +134,7 @@ def test_units_scale_levels_and_errors(way, data):
 
 
 @every_way
+@costly
 @given(data=st.data())
 def test_the_negative_of_the_data_has_the_negative_levels(way, data):
     """Statistics that are not symmetric, as histograms that start at the least pixel, within the errors."""
@@ -138,6 +145,7 @@ def test_the_negative_of_the_data_has_the_negative_levels(way, data):
 
 
 @every_way
+@costly
 @given(data=st.data())
 def test_the_place_on_the_sky_does_not_matter(way, data):
     """
@@ -157,6 +165,7 @@ def test_the_place_on_the_sky_does_not_matter(way, data):
 
 
 @every_way
+@costly
 @given(data=st.data())
 def test_a_twin_gets_the_same_correction_and_disturbs_none(way, data):
     """The others move within their errors, for the twin's overlaps count twice."""
@@ -188,6 +197,7 @@ def test_twins_do_not_have_all_weight(seed):
 
 
 @every_way
+@costly
 @given(data=st.data())
 def test_masking_more_pixels_changes_nothing_beyond_errors(way, data):
     match, scene = data.draw(WAYS[way]), data.draw(scenes(2, dead=False, rays=0.0))
@@ -206,6 +216,7 @@ KINDS = ["f4", "f8", ">f4", ">f8", "i4", ">i2", "u2", "f2"]
 
 
 @every_way
+@costly
 @given(data=st.data())
 def test_the_kind_of_numbers_and_their_layout_do_not_matter(way, data):
     match, scene = data.draw(WAYS[way]), data.draw(scenes(2, bad=0.0, dead=False))
@@ -221,6 +232,7 @@ def test_the_kind_of_numbers_and_their_layout_do_not_matter(way, data):
 
 
 @pytest.mark.parametrize("method", ["local", "global", "match", "global+match"])
+@costly
 @given(data=st.data())
 def test_each_zero_point_of_sky_matching_follows_what_is_added(method, data):
     """Relative levels move by what is added less its mean; each policy makes of them what its description says."""
@@ -289,6 +301,7 @@ def by_policy(options, names, groups, component, relative, sky):
     return level + base
 
 
+@costly
 @given(data=st.data())
 def test_each_reference_of_level_matching_follows_what_is_added(data):
     """
@@ -313,6 +326,7 @@ def test_each_reference_of_level_matching_follows_what_is_added(data):
     note("properties", f"reference: {reference}, {'its background' if local else 'zero'}")
 
 
+@costly
 @given(data=st.data())
 def test_adding_a_plane_moves_a_plane_by_that(data):
     """
@@ -380,6 +394,7 @@ every_scope = pytest.mark.parametrize("scope", ["global", "component"])
 
 
 @every_scope
+@costly
 @given(scene=scenes(2, 5, dead=False), seed=SEEDS, n=st.integers(1, 3), data=st.data())
 def test_levels_follow_the_dedicated_background(scope, scene, seed, n, data):
     """
@@ -409,6 +424,7 @@ def test_levels_follow_the_dedicated_background(scope, scene, seed, n, data):
 
 
 @every_scope
+@costly
 @given(scene=scenes(2, 5, dead=False), seed=SEEDS, n=st.integers(1, 3), data=st.data())
 def test_dedicated_backgrounds_in_any_order_and_unit(scope, scene, seed, n, data):
     match, scene = data.draw(background_ways(scope)), with_backgrounds(scene, seed, n)
@@ -424,6 +440,7 @@ def test_dedicated_backgrounds_in_any_order_and_unit(scope, scene, seed, n, data
     note("properties", f"dedicated background: units, {scope}")
 
 
+@costly
 @given(scene=scenes(2, 5, dead=False), seed=SEEDS, n=st.integers(1, 3), local=st.booleans(), data=st.data())
 def test_level_matching_with_dedicated_backgrounds(scene, seed, n, local, data):
     """

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ledger import note
-from strategies import SEEDS, laid_out, same_sets, untouched
+from strategies import SEEDS, costly, laid_out, same_sets, untouched
 
 from bkgmatch.exposures import SpectralExposure
 from bkgmatch.options import MRSIMatchOptions
@@ -142,6 +142,7 @@ def less_mean(values, component):
     return values - mean
 
 
+@costly
 @given(spectra())
 def test_adding_a_constant_moves_a_level_by_exactly_that(scene):
     """Less the mean over the component; polynomials of higher degree within 0.1 errors, for their prior moves too."""
@@ -159,6 +160,7 @@ def test_adding_a_constant_moves_a_level_by_exactly_that(scene):
 
 
 @pytest.mark.slow
+@costly
 @given(spectra(2, spread=0.4, dead=False, bad=0.0, degree=(1, 1, 1)), SEEDS)
 def test_adding_a_polynomial_moves_a_polynomial_by_its_own(scene, seed):
     """Less the mean polynomial, within errors: the pixels of a voxel are not at one point."""
@@ -176,6 +178,7 @@ def test_adding_a_polynomial_moves_a_polynomial_by_its_own(scene, seed):
         note("properties", f"adding a polynomial: {KIND}")
 
 
+@costly
 @given(spectra(2), st.data())
 def test_the_order_of_the_input_does_not_matter(scene, data):
     order = data.draw(st.permutations(range(len(scene))))
@@ -192,6 +195,7 @@ def test_the_order_of_the_input_does_not_matter(scene, data):
 
 
 @pytest.mark.slow
+@costly
 @given(spectra(1, 3), spectra(1, 3))
 def test_two_mosaics_far_apart_are_matched_each_as_alone(one, two):
     two = replace(two, options=one.options, variance=one.variance).renamed("f").turned(90.0)
@@ -206,6 +210,7 @@ def test_two_mosaics_far_apart_are_matched_each_as_alone(one, two):
 
 
 @pytest.mark.slow
+@costly
 @given(spectra(2, 2, spread=0.1, dead=False, degree=CONSTANT), SEEDS)
 def test_without_the_exposure_that_links_them_two_mosaics_are_two_components(scene, seed):
     """The link is shifted by half of the gap; levels of each set stay within errors."""
@@ -223,6 +228,7 @@ def test_without_the_exposure_that_links_them_two_mosaics_are_two_components(sce
     note("properties", f"linking exposure removed: {KIND}")
 
 
+@costly
 @given(spectra(), st.sampled_from([1e-20, 0.37, 1e6, 1e20, -1.0]))
 def test_units_scale_polynomials_and_errors(scene, factor):
     """The negative of the data within errors: quartiles of few pixels are not symmetric."""
@@ -239,6 +245,7 @@ def test_units_scale_polynomials_and_errors(scene, factor):
 
 
 @pytest.mark.slow
+@costly
 @given(spectra(2), st.sampled_from([-ifu.PLACE[0], 10.0, 180.0, 276.4]))
 def test_right_ascension_does_not_matter(scene, angle):
     """Voxels are squares to the east and north: along a circle of latitude, across RA 0, they hold the same pixels."""
@@ -246,6 +253,7 @@ def test_right_ascension_does_not_matter(scene, angle):
     note("properties", f"place on the sky: {KIND}")
 
 
+@costly
 @given(spectra(2, 4, dead=False), st.data())
 def test_twins_have_the_same_polynomial(scene, data):
     n, k = len(scene), data.draw(st.integers(0, len(scene) - 1))
@@ -257,6 +265,7 @@ def test_twins_have_the_same_polynomial(scene, data):
 
 @pytest.mark.slow
 @pytest.mark.xfail(reason="twins agree exactly, and pass for exposures of little noise", strict=False)
+@costly
 @given(spectra(2, 4, dead=False), st.data())
 def test_twins_disturb_none(scene, data):
     n, k = len(scene), data.draw(st.integers(0, len(scene) - 1))
@@ -267,6 +276,7 @@ def test_twins_disturb_none(scene, data):
     note("properties", f"others beside twins: {KIND}")
 
 
+@costly
 @given(spectra(2, dead=False, rays=0.0), SEEDS, st.sampled_from([0.05, 0.3]))
 def test_masking_more_pixels_changes_nothing_beyond_errors(scene, seed, part):
     """Levels are means over the voxels that are left, so of higher degrees the polynomials there are compared."""
@@ -281,6 +291,7 @@ def test_masking_more_pixels_changes_nothing_beyond_errors(scene, seed, part):
 
 
 @pytest.mark.slow
+@costly
 @given(
     spectra(2, bad=0.0, dead=False),
     st.sampled_from(["f4", ">f4", ">f8", "i4", ">i2", "u2"]),

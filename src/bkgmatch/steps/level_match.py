@@ -107,6 +107,7 @@ class LevelMatchStep(BackgroundStep):
         ValueError, FileNotFoundError
             If an input or an option cannot be used; the message says which and what to do.
         """
+        self._options([])  # before exposures are opened, which may take long, options that cannot be are refused
         if self.save_plots:
             check_plots(self.save_plots)
         library, files = open_inputs(self, inputs)

@@ -97,8 +97,8 @@ class SkyMatchStep(BackgroundStep):
         ValueError, FileNotFoundError
             If an input or an option cannot be used; the message says which and what to do.
         """
-        self._check_options()
         self._use_present_name()
+        self._check_options()
         library, files = open_inputs(self, inputs)
         self.plan_report(library)
         with library:
@@ -117,6 +117,8 @@ class SkyMatchStep(BackgroundStep):
             raise ValueError("skymethod='user' reads levels from skylist: use either skylist or apply_table")
         if self.propagate_errors and (not self.subtract or self.skymethod == "user"):
             raise ValueError("propagate_errors needs subtract=True and levels with errors (not skymethod='user')")
+        if self.skymethod != "user" and not self.apply_table:
+            self._options([])  # which refuses the others
 
     def _use_present_name(self) -> None:
         method = METHOD_SYNONYMS.get(self.skymethod, self.skymethod)
