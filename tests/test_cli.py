@@ -1,5 +1,8 @@
 """The command line, and what a user does with the results of a mosaic in which one exposure overlaps nothing."""
 
+import bz2
+import gzip
+import lzma
 import resource
 import shutil
 from pathlib import Path
@@ -301,6 +304,15 @@ def test_advice_for_what_cannot_be_written_fits(tmp_path, error, advice):
             raise error
         assert advice in str(caught.value)
         assert ("make room" in str(caught.value)) == (error.errno == 28)
+
+
+@pytest.mark.parametrize(("suffix", "opened"), [("gz", gzip.open), ("bz2", bz2.open), ("xz", lzma.open)])
+def test_compressed_files_stay_so(tmp_path, suffix, opened):
+    hdus, path = fits.HDUList([fits.PrimaryHDU(np.arange(400.0).reshape(20, 20))]), tmp_path / "a.fits"
+    write_fits(hdus, path)
+    write_fits(hdus, tmp_path / f"a.fits.{suffix}")
+    with opened(tmp_path / f"a.fits.{suffix}") as file:
+        assert file.read() == path.read_bytes()
 
 
 @pytest.mark.parametrize("missing", [1, 2000, 5000])

@@ -14,6 +14,8 @@ from bkgmatch.reasons import remedy
 
 __all__ = ["NotWritten", "check_folder", "whole_file", "whole_files", "write_fits"]
 
+_COMPRESSED = {".gz", ".bz2", ".xz"}  # which astropy writes by itself
+
 
 class NotWritten(OSError):
     """A file or files cannot be written; the message names them."""
@@ -80,15 +82,19 @@ def write_fits(hdus: fits.HDUList, path: str | Path) -> None:
     hdus : HDUList
         What to write.
     path : str or Path
-        The file. What has this name already stays until then.
+        The file; it is compressed if its name says so. What has this name already stays until then.
 
     Raises
     ------
     NotWritten
         If it cannot be written. Nothing is left of it then.
     """
-    with whole_file(path) as part, open(part, "wb") as file:
-        hdus.writeto(_Stream(file))
+    with whole_file(path) as part:
+        if part.suffix in _COMPRESSED:
+            hdus.writeto(part)
+        else:
+            with open(part, "wb") as file:
+                hdus.writeto(_Stream(file))
 
 
 class _Stream:
