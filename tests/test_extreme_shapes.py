@@ -198,7 +198,7 @@ CASES = {
 }
 
 
-def models(shape, company, *, subarray="SUB1"):
+def models(shape, company, *, subarray="SUB320"):
     """As the arrays; those of extreme shape are a subarray of their own."""
     rng, made = np.random.default_rng(8), []
     there, odd = members(company)

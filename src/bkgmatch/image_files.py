@@ -10,6 +10,7 @@ from bkgmatch.options import LevelMatchOptions
 from bkgmatch.paths import located
 from bkgmatch.plots import PairPlots, check_plots
 from bkgmatch.record import check_tables, level_pair_table, level_table, save_tables
+from bkgmatch.written import whole_files
 
 __all__ = ["match_files"]
 
@@ -73,14 +74,15 @@ def match_files(
     exposures += [other.exposure(is_fixed=True) for other in others]
     watch = PairPlots(plots, unit).draw if plots else None
     match = match_levels(exposures, options, work=work, watch=watch)
-    if table:
-        made_with = {"fixed": list(map(str, fixed)) or None, "relative": any(image.is_matched for image in images)}
-        levels = level_table(match, options, unit=unit, **made_with)
-        save_tables(table, levels, level_pair_table(match, unit=unit))
     folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        if match.status[i] in (MATCHED, FIXED):
-            image.write(folder, match.plane(i), float(match.sigma[i]))
-        else:
-            image.copy(folder)
+    with whole_files(folder) as parts:
+        for i, image in enumerate(images):
+            if match.status[i] in (MATCHED, FIXED):
+                image.write(parts, match.plane(i), float(match.sigma[i]))
+            else:
+                image.copy(parts)
+        if table:
+            made_with = {"fixed": list(map(str, fixed)) or None, "relative": any(image.is_matched for image in images)}
+            levels = level_table(match, options, unit=unit, **made_with)
+            save_tables(table, levels, level_pair_table(match, unit=unit))
     return match, unit

@@ -20,6 +20,7 @@ from bkgmatch.stored import Stack
 
 __all__ = ["Background", "ImageStack"]
 
+_MOST = 1e35  # of a pixel: sums of larger ones have no place in single precision
 _LEAST_KNOWN = 0.1  # part of the pixels whose variance must be given for it to be used
 _AT_ONCE = 1 << 18  # pixels
 _SMOOTHING = 3.0  # pixels: structure that is finer than this does not go on through a hole
@@ -204,6 +205,7 @@ def _read_one(item: tuple[int, Exposure], images: Stack, inverse: Stack, first: 
             "exposures of one detector and subarray must have one shape"
         )
     image = pixels.image()
+    image[np.abs(image) > _MOST] = np.nan
     images[i], inverse[i] = image, _inverse_variance(pixels.variance, image)
 
 
