@@ -85,14 +85,14 @@ class Journal:
         """Keep a result; its file takes its name when it is complete."""
         arrays: list[np.ndarray] = []
         tree = json.dumps(_encoded(result, arrays))
-        named: dict[str, Any] = {"tree": np.array(tree), **{f"a{k}": array for k, array in enumerate(arrays)}}
+        named = {"tree": np.array(tree), **{f"a{k}": array for k, array in enumerate(arrays)}}
         path = self._path(key)
         part = path.with_name(f"{path.name}.{uuid4().hex}.part")
         try:
             with temporary_file(path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(part, "wb") as file:
-                    np.savez(file, **named)
+                    np.savez(file, allow_pickle=False, **named)
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)  # of a full disk
