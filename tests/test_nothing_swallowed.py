@@ -304,6 +304,8 @@ def test_a_failure_of_a_step_in_a_pipeline_reaches_the_user(monkeypatch, scale_d
     files = [str(file) for file in scale_data.case(case).files]
     inject(monkeypatch, case, stage)
     alone = {other: {"skip": other != name} for other in pipeline.step_defs}
+    if stage == SUBTRACTING:
+        alone[name]["subtract"] = True
     with pytest.raises((RuntimeError, ValueError)) as caught:
         pipeline.call(str(association(links(files, tmp_path))), steps=alone, output_dir=str(tmp_path / "out"))
     assert TEXT in told(caught.value)

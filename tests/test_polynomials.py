@@ -125,7 +125,7 @@ def test_a_wrong_number_of_degrees(given):
 
 @pytest.mark.parametrize("given", [-1, (1, 1, -1), 1.5, (1, 0.5, 1), np.nan, "1", None, (1, None, 1)])
 def test_a_degree_that_is_none(given):
-    with pytest.raises(ValueError, match=r"degree must be whole numbers of 0 or more, got"):
+    with pytest.raises(ValueError, match=r"degree must be whole numbers from 0 to 100, got"):
         degrees(given, 3)
 
 

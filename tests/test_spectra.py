@@ -429,7 +429,7 @@ def test_arrays_may_have_any_shape_and_a_mask():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"bkg_degree": -1}, "bkg_degree must be whole numbers of 0 or more"),
+        ({"bkg_degree": -1}, "bkg_degree must be whole numbers from 0 to 100"),
         ({"bkg_degree": (1, 2)}, "bkg_degree must be one integer or 3"),
         ({"bkg_degree": 1.5}, "whole numbers"),
         ({"weights": "equal"}, "weights must be one of ml, pairs; got 'equal'"),

@@ -9,6 +9,8 @@ from numpy.polynomial import legendre, polynomial
 
 __all__ = ["Basis", "degrees", "evaluate", "legendre_terms"]
 
+_MOST_DEGREE = 100
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -129,14 +131,14 @@ def degrees(degree: int | Sequence[int], dimensions: int, name: str = "degree") 
     Raises
     ------
     ValueError
-        If the number of degrees is wrong, or one is negative or not a whole number.
+        If the number of degrees is wrong, or one is no whole number from 0 to 100.
     """
     given = np.atleast_1d(np.asarray(degree))
     if given.ndim != 1 or (np.ndim(degree) and len(given) != dimensions):
         raise ValueError(f"{name} must be one integer or {dimensions}, got {degree!r}")
     is_whole = np.issubdtype(given.dtype, np.number) and np.isfinite(given).all() and (given == np.floor(given)).all()
-    if not is_whole or (given < 0).any():
-        raise ValueError(f"{name} must be whole numbers of 0 or more, got {degree!r}")
+    if not is_whole or (given < 0).any() or (given > _MOST_DEGREE).any():
+        raise ValueError(f"{name} must be whole numbers from 0 to {_MOST_DEGREE}, got {degree!r}")
     return tuple(np.broadcast_to(given, dimensions).astype(int).tolist())
 
 

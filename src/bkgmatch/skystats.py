@@ -146,10 +146,11 @@ class SkyStatistic:
             Of the same shape.
         """
         use = np.isfinite(values)
-        if self.lower is not None:
-            use &= values >= self.lower
-        if self.upper is not None:
-            use &= values <= self.upper
+        with np.errstate(over="ignore"):  # limits that single precision does not reach are none
+            if self.lower is not None:
+                use &= values >= self.lower
+            if self.upper is not None:
+                use &= values <= self.upper
         return use
 
     def of_sets(self, sets: BinnedSets, pairs: PixelPairs | None = None) -> SkyLevels:
