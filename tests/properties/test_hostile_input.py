@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from builders import association, described, digest, write
 from hostile import VALUES, WORDS, command, limited, small_models, writes_only
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from ledger import note
 from stpipe.config_parser import ValidationError
@@ -202,11 +202,11 @@ def test_a_table_of_any_bytes_is_read_rightly_or_named(unspoilt, data):
         assert "levels.ecsv" in told or "cannot stand in a skylist" in told
         note("fuzz", "table, any bytes", "clear error")
         return
-    rows = [line.replace('"', " ").split() for line in text.decode().splitlines() if not line.startswith("#")]
+    rows = [line.replace('"', "") for line in text.decode().splitlines() if not line.startswith("#")]
     for line in out.splitlines():
         name, level = line.split()
         assert math.isfinite(float(level))
-        assert any(name in " ".join(row) for row in rows)
+        assert any(name.replace('"', "") in row for row in rows)
     note("fuzz", "table, any bytes", "right answer")
 
 
@@ -390,6 +390,7 @@ OF_SKY = sorted(
 
 @given(st.sampled_from(OF_SKY), st.sampled_from([*WORDS, *NUMBERS_OF_OPTIONS, True, [], ["a"]]))
 def test_any_value_of_an_option_is_named_or_gives_finite_levels(name, value):
+    assume(name != "save_table" or not str(value).startswith("/"))  # it would be written there
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         try:
