@@ -251,6 +251,12 @@ def test_tables_of_exposures_and_of_pairs_do_not_replace_each_other(tmp_path):
     assert digest(tmp_path.glob("*.ecsv")) == before
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_a_table_of_a_name_that_cannot_be_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"save_table=.* cannot be a file \(.*\); choose another name"):
+        record.check_tables(tmp_path / name)
+
+
 def test_statuses_of_tables_are_those_of_the_matches():
     known = {match.MATCHED, match.MEASURED, levels.FIXED}, {levels.BACKGROUND, match.NO_OVERLAP, match.NO_PIXELS}
     assert (set(saved._HAVE_LEVELS), set(saved._HAVE_NONE)) == known

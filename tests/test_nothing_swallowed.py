@@ -58,6 +58,7 @@ ENDED = {
     ("journal", "Journal.key"): "no fingerprint: the result is not kept, which is allowed",
     ("journal", "Journal.get"): "a line of the log, and it is measured again",
     ("paths", "located"): "the path stays as it is, and is not there",
+    ("paths", "check_name"): "what is not there may be made; where nothing may be written is told before",
     ("paths", "is_there"): "what cannot be looked at is not there; the caller says so",
     ("steps.inputs", "_json_fault"): "its text is the reason if jwst's reader, which comes next, cannot read it either",
     ("skymatch", "SkyImage.calc_sky"): "a line of the log; None is what stcal returns without pixels",

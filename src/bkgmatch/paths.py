@@ -4,7 +4,9 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["begins_with", "is_there", "located"]
+from bkgmatch.reasons import reason
+
+__all__ = ["begins_with", "check_name", "is_there", "located"]
 
 
 def located(path: str | Path) -> Path:
@@ -26,6 +28,16 @@ def is_there(path: str | Path) -> bool:
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ValueError(f"{path} is a pipe or a device; copy what it holds into a file, and give that")
     return True
+
+
+def check_name(path: Path, option: str) -> None:
+    """Raise ValueError, which names the option, if no file can have such a name: too long, or with a null character."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, PermissionError):
+        return
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{option}={str(path)!r} cannot be a file ({reason(error)}); choose another name") from error
 
 
 def begins_with(path: Path, mark: bytes) -> bool:

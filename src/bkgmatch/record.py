@@ -13,7 +13,7 @@ from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.levels import LevelMatch
 from bkgmatch.match import SkyMatch
 from bkgmatch.options import ImageForImageOptions, LevelMatchOptions, MRSIMatchOptions, SkyMatchOptions
-from bkgmatch.paths import begins_with, is_there, located
+from bkgmatch.paths import begins_with, check_name, is_there, located
 from bkgmatch.saved import made_by, opened_table, per_arcsec
 from bkgmatch.spectra import SpectralMatch
 from bkgmatch.written import check_folder, whole_files
@@ -339,12 +339,14 @@ def check_tables(path: str | Path) -> None:
     NotADirectoryError, PermissionError
         If nothing may be written there.
     ValueError
-        If it, or that of the pairs, would replace a folder, something that is no table, or a table of the other kind.
+        If it, or that of the pairs, cannot be a name, or would replace a folder, something that is no table, or a table
+        of the other kind.
     """
     if not located(path).parent.is_dir():
         raise FileNotFoundError(f"the folder of save_table={path} does not exist; make it first")
     check_folder(Path(path).absolute().parent)
     for table, other in ((Path(path), "pairs"), (pairs_path(path), "exposures")):
+        check_name(table, "save_table")
         if table.is_dir():
             raise ValueError(f"save_table={table} is a folder; name a file in it")
         if is_there(table) and not begins_with(table, b"# %ECSV"):
