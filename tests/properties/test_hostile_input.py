@@ -390,7 +390,7 @@ OF_SKY = sorted(
 
 @given(st.sampled_from(OF_SKY), st.sampled_from([*WORDS, *NUMBERS_OF_OPTIONS, True, [], ["a"]]))
 def test_any_value_of_an_option_is_named_or_gives_finite_levels(name, value):
-    assume(name != "save_table" or not str(value).startswith("/"))  # it would be written there
+    assume(name != "save_table" or "evil" not in str(value))  # it would be written there
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         try:
