@@ -16,6 +16,7 @@ from builders import digest, exposure_name, image_model, tile_wcs, write
 from stdatamodels.exceptions import NoTypeWarning, ValidationWarning
 
 CLEAR_ERROR, RIGHT_ANSWER, NAMED_STATUS = "clear error", "right answer", "named status"
+OTHERS_RIGHT = "the others right"  # of the damaged exposure itself nothing can be said
 LEVELS = (1.0, 3.0, 7.0, 4.0)
 NOISE = 0.01
 SIDE = 64
