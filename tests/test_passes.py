@@ -149,6 +149,15 @@ def test_sums_of_pairs_against_a_loop_over_cells(p, containers, start):
         np.testing.assert_allclose(found.squares, squares, rtol=1e-3)
 
 
+def test_a_common_cell_determines_no_tilt():
+    """Nor does what rounding leaves, which equal weights for all pairs would make something of."""
+    boxes = [(10, 40, 12, 40), (39, 80, 39, 70), (20, 60, 20, 60)]
+    found = measured(small_mosaic(np.random.default_rng(4), np.zeros((3, 3)), boxes=boxes, holes=0), 3, [ALL[:3]])
+    (pair,) = np.flatnonzero(found.npix == 1)
+    *none, some = np.linalg.eigvalsh(found.normal[pair])
+    np.testing.assert_allclose(none, 0, atol=1e-12 * some)
+
+
 def test_patches_hold_all_that_overlaps():
     cutouts = small_mosaic(np.random.default_rng(1), np.zeros((5, 3)))
     found = dict(patches(cutouts))

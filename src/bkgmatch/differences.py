@@ -50,6 +50,7 @@ _CLIP = 4.0
 _INTERPOLATION = 0.1  # rms error of bilinear interpolation, as a fraction of the second difference
 _SIGNIFICANT = 9.0
 _PAIRS, _PATCHES = 32, 4  # of a task
+_PRODUCTS, _LEAST_PRODUCTS = 1 << 15, 1024  # numbers that stay in the cache, and cells
 
 Item = TypeVar("Item")
 
@@ -628,24 +629,32 @@ def _pair_sums(
     value: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarray, p: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return sums for all pairs (i, j) of k exposures: (k, k, p, p), (k, k, p), (k, k), (k, k)."""
+    k = len(value)
+    step = max(_PRODUCTS // k, _LEAST_PRODUCTS)
+    pieces = [slice(start, start + step) for start in range(0, max(len(x), 1), step)]
+    parts = (_products(value[:, some], weight[:, some], x[some], y[some], p) for some in pieces)
+    normal, mixed, own, both, npix = (sum(part) for part in zip(*parts, strict=True))
+    normal = normal.reshape(p, k, p, k).transpose(1, 3, 0, 2)
+    mixed = mixed.reshape(k, p, k).transpose(0, 2, 1)
+    return normal, mixed - mixed.transpose(1, 0, 2), own + own.T - 2 * both, npix
+
+
+def _products(
+    value: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarray, p: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Sum the products of exposures over some cells: (p k, p k), (k, p k), and three times (k, k).
+
+    In double precision: single cells, of which rounding makes something that determines tilts, may have much weight.
+    """
     total = weight.sum(axis=0)
     total[total == 0] = 1
     value = value - np.einsum("kc,kc->c", weight, value) / total  # what is common would only cost digits
-    share = weight / np.sqrt(total)
+    share = weight / np.sqrt(total, dtype=float)
     product = share * value
-    k = len(value)
-    normal, mixed = np.empty((k, k, p, p)), np.empty((k, k, p))
-    terms = [None, x.astype(np.float32), y.astype(np.float32)][:p]
-    shares = [share if term is None else share * term for term in terms]
-    for a in range(p):
-        mixed[..., a] = product @ shares[a].T
-        for b in range(a, p):
-            normal[..., a, b] = normal[..., b, a] = shares[a] @ shares[b].T
-    rhs = mixed - mixed.transpose(1, 0, 2)
-    own = (product * value) @ share.T
-    squares = own + own.T - 2 * product @ product.T
+    functions = np.concatenate([share, share * x, share * y][:p])
     used = (weight > 0).astype(np.float32)
-    return normal, rhs, squares, used @ used.T
+    return functions @ functions.T, product @ functions.T, (product * value) @ share.T, product @ product.T, used @ used.T
 
 
 def _listed(sums: tuple, numbers: np.ndarray, earlier: np.ndarray, level: int, middle: np.ndarray) -> PairSums:

