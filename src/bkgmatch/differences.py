@@ -654,7 +654,13 @@ def _products(
     product = share * value
     functions = np.concatenate([share, share * x, share * y][:p])
     used = (weight > 0).astype(np.float32)
-    return functions @ functions.T, product @ functions.T, (product * value) @ share.T, product @ product.T, used @ used.T
+    return (
+        functions @ functions.T,
+        product @ functions.T,
+        (product * value) @ share.T,
+        product @ product.T,
+        used @ used.T,
+    )
 
 
 def _listed(sums: tuple, numbers: np.ndarray, earlier: np.ndarray, level: int, middle: np.ndarray) -> PairSums:
