@@ -6,7 +6,7 @@ Where several exposures see a cell, its sky is one unknown. Eliminating it gives
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import chain
 from typing import NamedTuple, TypeVar
 
@@ -633,15 +633,17 @@ def _pair_sums(
     step = max(_PRODUCTS // k, _LEAST_PRODUCTS)
     pieces = [slice(start, start + step) for start in range(0, max(len(x), 1), step)]
     parts = (_products(value[:, some], weight[:, some], x[some], y[some], p) for some in pieces)
-    normal, mixed, own, both, npix = (sum(part) for part in zip(*parts, strict=True))
+    normal, mixed, own, both, npix = reduce(_added, parts)
     normal = normal.reshape(p, k, p, k).transpose(1, 3, 0, 2)
     mixed = mixed.reshape(k, p, k).transpose(0, 2, 1)
     return normal, mixed - mixed.transpose(1, 0, 2), own + own.T - 2 * both, npix
 
 
-def _products(
-    value: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarray, p: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _added(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    return tuple(map(np.add, one, two))
+
+
+def _products(value: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarray, p: int) -> tuple[np.ndarray, ...]:
     """
     Sum the products of exposures over some cells: (p k, p k), (k, p k), and three times (k, k).
 
