@@ -85,7 +85,11 @@ def test_the_order_of_the_input_does_not_matter(way, data):
 @costly
 @given(data=st.data())
 def test_two_mosaics_far_apart_are_matched_each_as_alone(way, data):
-    """Exactly so with one kind of function; where some pass fits planes, other cells may look like outliers to all."""
+    """
+    Exactly so with one kind of function.
+
+    Where some pass fits planes, those are what the noise is measured about, and outliers, also in mosaics without it.
+    """
     match = data.draw(WAYS[way])
     parts = [
         data.draw(scenes(1, 4)),
@@ -99,7 +103,7 @@ def test_two_mosaics_far_apart_are_matched_each_as_alone(way, data):
         if match.one_function:
             assert_same(alone, inside, 1e-10 * scale(part), rtol=1e-8)
         else:
-            assert_same(alone, inside, SINGLE * scale(part), sigmas=1.0, rtol=0.1)
+            assert_same(alone, inside, SINGLE * scale(part), sigmas=1.0, rtol=0.5)
         start += len(part)
     note("properties", f"mosaics far apart: {way}")
 
@@ -207,9 +211,8 @@ def test_masking_more_pixels_changes_nothing_beyond_errors(way, data):
     fewer = scene.masked([rng.random(d.shape) < part for d in scene.data])
     one, two = match(scene), match(fewer)
     if same_sets(one.component, two.component):
-        apart = np.abs(two.values - one.values)
-        bad = apart > 6 * two.sigma
-        assert not bad[one.matched].any(), (one, two)
+        near = np.abs(two.values - one.values) <= SINGLE * scale(scene) + 6 * two.sigma
+        assert near[one.matched].all(), (one, two)
         note("properties", f"fewer pixels: {way}")
 
 

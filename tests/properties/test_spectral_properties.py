@@ -163,7 +163,11 @@ def test_adding_a_constant_moves_a_level_by_exactly_that(scene):
 @costly
 @given(spectra(2, spread=0.4, dead=False, bad=0.0, degree=(1, 1, 1)), SEEDS)
 def test_adding_a_polynomial_moves_a_polynomial_by_its_own(scene, seed):
-    """Less the mean polynomial, within errors: the pixels of a voxel are not at one point."""
+    """
+    Less the mean polynomial, which is some ten errors, within errors.
+
+    The pixels of a voxel are not at one point, and which of few voxels are clipped decides about what they tell.
+    """
     one = scene.match()
     extra = np.random.default_rng(seed).normal(size=one.coefficients.shape) * one.errors * 10
     functions = [replace(one.polynomial(k), coefficients=extra[k]) for k in range(len(scene))]
@@ -174,7 +178,7 @@ def test_adding_a_polynomial_moves_a_polynomial_by_its_own(scene, seed):
         any(one.loose) or any(two.loose) or one.bounded.any() or two.bounded.any()
     ):
         expected = one.coefficients + extra - extra.mean(axis=0)
-        assert (np.abs(two.coefficients - expected) <= 4 * np.maximum(one.errors, two.errors)).all()
+        assert (np.abs(two.coefficients - expected) <= 8 * np.maximum(one.errors, two.errors)).all()
         note("properties", f"adding a polynomial: {KIND}")
 
 
