@@ -238,6 +238,15 @@ def test_pulls_of_exposures_of_unequal_noise():
         assert 0.88 < errors(result, base.truth[i], i).std() < 1.12
 
 
+def test_copies_that_differ_by_rounding_tell_of_no_noise():
+    known = scene(4)
+    copy = (known.data[3] + np.float32(0.1)).astype(np.float32)
+    assert 0 < np.ptp(copy - known.data[3]) < 1e-5
+    moved = Exposure.from_arrays("copy", copy, known.exposures[2].wcs, time=0.05)
+    result = make_backgrounds([*known.exposures, moved])
+    assert 0.9 < errors(result, known.truth[0], 0).std() < 1.2
+
+
 @pytest.mark.parametrize("factor", [0.5, 3.0])
 def test_variances_that_are_wrong_by_a_factor(factor):
     """Noise is measured."""

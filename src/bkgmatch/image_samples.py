@@ -19,6 +19,7 @@ _AT_ONCE, _LEAST_WIDTH = 1 << 18, 256  # values; pixels, however many exposures 
 _ROUNDS = 5
 _LEAST_SHARE = 0.05  # of the variance of a difference that is an exposure's own, at least
 _WEAK = 1e-3  # weight of the prior of a variance
+_EXACT = 1e-4  # of the typical variance: differences by rounding, of twins and of whole numbers, tell of no noise
 _MOST_PARTNERS = 100
 _SAME = 0.15  # relative difference of the noise of exposures that count alike
 _OUTLIER = 4.0  # standard deviations
@@ -178,9 +179,9 @@ def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray, place: np.n
     near = np.abs(place[second] - place[first]) < _MOST_PARTNERS
     first, second = first[near], second[near]
     sums = np.array([deviation((alike[i] - alike[j]) / sigma) ** 2 for i, j in zip(first, second, strict=True)])
-    use = sums > 0
-    if not use.any():
+    if not (sums > 0).any():
         return np.ones(len(alike))
+    use = sums > _EXACT * np.median(sums[sums > 0])
     first, second, sums = first[use], second[use], sums[use]
     typical = np.median(sums) / 2
     variance = _shares(first, second, sums, len(alike), typical)

@@ -183,7 +183,7 @@ def test_a_twin_gets_the_same_correction_and_disturbs_none(way, data):
     assert two.component[n] == two.component[k]
     tolerance = SINGLE * scale(scene)
     np.testing.assert_allclose(two.values[n], two.values[k], rtol=0, atol=tolerance)
-    np.testing.assert_allclose(two.sigma[n], two.sigma[k], rtol=1e-4, atol=tolerance)
+    np.testing.assert_allclose(two.sigma[n], two.sigma[k], rtol=match.slack, atol=tolerance)
     there = one.matched
     if same_sets(one.component, two.component[:n]):
         old, new = (less_mean(fit.values[:n], one.component) for fit in (one, two))
