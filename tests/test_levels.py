@@ -719,7 +719,7 @@ def test_science_does_not_follow_lyot():
     one_tile, science = one_lyot_tile()
     both = match_levels(one_tile, options(reference="t0d0science"))
     only = match_levels([one_tile[k] for k in science], options(reference="t0d0science"))
-    np.testing.assert_allclose(both.level[science], only.level, atol=0.1 * only.sigma.max())
+    np.testing.assert_allclose(both.level[science], only.level, atol=0.2 * only.sigma.max())
     assert both.level[science].mean() == pytest.approx(0, abs=1e-9)  # the reference is science
 
 

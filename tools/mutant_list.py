@@ -312,13 +312,13 @@ MUTANTS = [
         "differences.py",
         (
             "right-hand sides are summed, not subtracted",
-            "rhs = mixed - mixed.transpose(1, 0, 2)",
-            "rhs = mixed + mixed.transpose(1, 0, 2)",
+            "return normal, mixed - mixed.transpose(1, 0, 2), own",
+            "return normal, mixed + mixed.transpose(1, 0, 2), own",
         ),
         (
             "pair weights w_i w_j, not divided by the sum over all exposures",
-            "share = weight / np.sqrt(total)",
-            "share = weight",
+            "share = weight / np.sqrt(total, dtype=float)",
+            "share = weight.astype(float)",
         ),
         (
             "the noise of an exposure divides its variance",
@@ -342,8 +342,8 @@ MUTANTS = [
         ),
         (
             "a value that differs is told from a mean that holds it as if it did not",
-            "allowed = _CLIP**2 * smoothing[:, None] * (1 - weight / total[several])",
-            "allowed = _CLIP**2 * smoothing[:, None]",
+            "smoothing[:, None] * np.maximum(1 - weight / total[several], _LEAST_FREEDOM)",
+            "smoothing[:, None]",
         ),
         (
             "the sky of strange cells is the higher of two: cosmic rays pass for sky",
@@ -435,7 +435,7 @@ MUTANTS = [
         ),
         (
             "what the prior ties to the whole component is left out on one side",
-            "            (self.first[both], self.own[both], prior[both]),\n",
+            "            (self.one[both], self.own[both], prior[both]),\n",
             "",
         ),
         tests="passes::test_joint_solution_against_dense_least_squares",

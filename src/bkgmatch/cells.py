@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bkgmatch.exposures import Pixels
+from bkgmatch.exposures import LARGEST, Pixels
 from bkgmatch.footprints import Footprint, sky_vectors
 from bkgmatch.grids import Grid
 from bkgmatch.options import ReprojectFunc
@@ -285,7 +285,7 @@ def _pixel_variances(image: np.ndarray, pixels: Pixels) -> np.ndarray:
     good = np.isfinite(image)
     if pixels.variance is not None:
         with np.errstate(invalid="ignore"):
-            known = good & np.isfinite(pixels.variance) & (pixels.variance > 0)
+            known = good & (pixels.variance > 0) & (pixels.variance < LARGEST**2)
         if known.sum() > _LEAST_KNOWN * good.sum():
             return np.where(known, pixels.variance, np.nan).astype(np.float32)
     scatter = np.full(image.shape, np.nan, dtype=np.float32)

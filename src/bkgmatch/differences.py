@@ -42,11 +42,13 @@ _ROBUST_LIMIT = 3.0
 _TINY = 1e-100  # its square is not 0
 _FEW = 30
 _NOISE_ITERATIONS, _NOISE_SCATTER, _LEAST_PART = 20, 0.25, 0.1
+_LEAST_SHARE = 0.1  # of the variance of the other: of less, a difference tells nothing
 _LEAST_NOISE = 1e-4  # of the given variance: images without noise differ by rounding
 _RIDGE = 1e-9
 _NORMAL_MAD = 1.4826
 _PHASES = 0.94  # (1.4826 MAD)^2 / variance, where the variance of interpolated cells differs from cell to cell
 _CLIP = 4.0
+_LEAST_FREEDOM = 1e-4
 _INTERPOLATION = 0.1  # rms error of bilinear interpolation, as a fraction of the second difference
 _SIGNIFICANT = 9.0
 _PAIRS, _PATCHES = 32, 4  # of a task
@@ -332,21 +334,29 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
         Coefficients with mean zero over each component, 0 for exposures without pairs.
     """
     p = fits.estimate.shape[1]
-    prior = _start_prior(fits.normal[:, 0, 0]) * (np.arange(p) > 0) if len(fits.first) else None
+    noise = _noise_factors(n, fits)
+    normal = fits.normal / _times_expected(noise, fits)[:, None, None]
+    prior = _start_prior(normal[:, 0, 0]) * (np.arange(p) > 0) if len(fits.first) else None
     coefficients = np.zeros((n, p))
     trust = np.ones(len(fits.first))
-    rhs = _times(fits.normal, fits.estimate)
-    system = NormalSystem(n, pair_equations(fits.first, fits.second, fits.normal, rhs), prior=prior)
+    rhs = _times(normal, fits.estimate)
+    system = NormalSystem(n, pair_equations(fits.first, fits.second, normal, rhs), prior=prior)
     for iteration in range(_GRAPH_ITERATIONS if len(fits.first) else 0):
-        coefficients = system.solution_of(pair_equations(fits.first, fits.second, fits.normal, rhs, trust))
+        coefficients = system.solution_of(pair_equations(fits.first, fits.second, normal, rhs, trust))
         apart = fits.estimate - coefficients[fits.first] + coefficients[fits.second]
-        squares = np.einsum("na,nab,nb->n", apart, fits.normal, apart)
+        squares = np.einsum("na,nab,nb->n", apart, normal, apart)
         pulls = np.sqrt(np.maximum(squares, 0) / p)  # rounding may leave less than 0 of pairs that agree
         pulls /= max(float(np.median(pulls)) / 0.6745, 1.0)
         before, trust = trust, robust_trust(pulls, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
         if iteration > _LEAST_ABSOLUTE_ITERATIONS and np.abs(trust - before).max() < 1e-3:
             break
-    return Start(coefficients, _noise_factors(n, fits), unit)
+    return Start(coefficients, noise, unit)
+
+
+def _times_expected(noise: np.ndarray, fits: PairFits) -> np.ndarray:
+    """By how much the variance of each pair is larger than expected."""
+    one, two = fits.expected.T
+    return (noise[fits.first] * one + noise[fits.second] * two) / (one + two)
 
 
 def _start_prior(weights: np.ndarray) -> float:
@@ -359,22 +369,27 @@ def _noise_factors(n: int, fits: PairFits) -> np.ndarray:
     Find the factor on each exposure's variance that explains the scatter of its pairs.
 
     What a pair tells of one exposure is what the present factor of the other leaves. The median over the pairs counts,
-    weighted by the number of cells that were looked at.
+    weighted by the number of cells that were looked at, and less where the other is noisier.
     """
     used = fits.take(np.isfinite(fits.excess) & (fits.excess > 0))
     if not len(used.first):
         return np.ones(n)
-    factors = np.full(n, np.median(used.excess))
     here, there = (np.concatenate(ends) for ends in ((used.first, used.second), (used.second, used.first)))
+    factors = np.full(n, np.inf)
+    np.minimum.at(factors, here, np.tile(used.excess, 2))
+    factors[np.isinf(factors)] = np.median(used.excess)
     ours, theirs = np.concatenate([used.expected, used.expected[:, ::-1]]).T
     total = np.tile(used.excess, 2) * (ours + theirs)
     weight = np.tile(np.minimum(used.npix, _SAMPLE), 2)
     for _ in range(_NOISE_ITERATIONS):
         told = np.maximum((total - factors[there] * theirs) / ours, _LEAST_PART * factors[here])
-        numbers, middle = _weighted_medians(here, told, weight)
+        share = factors[here] * ours / np.maximum(factors[here] * ours, factors[there] * theirs)
+        tells = share > _LEAST_SHARE
+        numbers, middle = _weighted_medians(here[tells], told[tells], (weight * share**2)[tells])
         factors[numbers] = np.sqrt(factors[numbers] * middle)
     # Small deviations are the error of this measurement: all exposures then have the same factor.
     general = np.log(np.median(factors[numbers]))
+    factors[~np.isin(np.arange(n), numbers)] = np.exp(general)
     deviation = np.log(factors) - general
     shrunk = deviation * np.maximum(0, 1 - (_NOISE_SCATTER / np.maximum(np.abs(deviation), _NOISE_SCATTER)) ** 2)
     return np.maximum(np.exp(general + shrunk), _LEAST_NOISE)
@@ -385,11 +400,10 @@ def _weighted_medians(group: np.ndarray, value: np.ndarray, weight: np.ndarray) 
     order = np.lexsort((value, group))
     group, value, weight = group[order], value[order], weight[order]
     numbers, start, inverse = np.unique(group, return_index=True, return_inverse=True)
+    weight = weight / np.bincount(inverse, weight)[inverse]
     summed = np.cumsum(weight)
-    before = (summed - weight)[start]
-    size = np.bincount(inverse, weight)
-    low, high = (summed - weight - before[inverse]) / size[inverse], (summed - before[inverse]) / size[inverse]
-    inside = np.clip(np.minimum(high, 0.75) - np.maximum(low, 0.25), 0, None)
+    high = summed - (summed - weight)[start][inverse]
+    inside = np.clip(np.minimum(high, 0.75) - np.maximum(high - weight, 0.25), 0, None)
     return numbers, np.bincount(inverse, inside * value) / np.bincount(inverse, inside)
 
 
@@ -537,7 +551,7 @@ def _stack(
     numbers: np.ndarray, cutouts: Sequence[CutOut], y0: int, x0: int, start: Start
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values less the start and a number, and weights, of a patch's exposures; both are 0 where there is no value."""
-    high = np.mean([cutouts[i].base - start.coefficients[i, 0] for i in numbers])
+    high = np.median([cutouts[i].base - start.coefficients[i, 0] for i in numbers])
     value = np.full((len(numbers), PATCH, PATCH), np.nan, dtype=np.float32)
     weight = np.zeros_like(value)
     blocks = np.zeros((len(numbers), PATCH // BLOCK, PATCH // BLOCK), dtype=np.float32)
@@ -576,8 +590,8 @@ def _good_cells(
     several = np.count_nonzero(weight, axis=0) > 1
     y, x = np.nonzero(several)
     value, weight = value[:, several], weight[:, several]
-    # Of a value about the mean, which it is part of, the variance is less by w / sum w.
-    allowed = _CLIP**2 * smoothing[:, None] * (1 - weight / total[several])
+    # Of a value about the mean, which it is part of, the variance is less by w / sum w; rounding leaves something.
+    allowed = _CLIP**2 * smoothing[:, None] * np.maximum(1 - weight / total[several], _LEAST_FREEDOM)
     strange = ((value - sky[several]) ** 2 * weight > allowed).any(axis=0)
     sky[y[strange], x[strange]] = _sky_of_strange_cells(value[:, strange], weight[:, strange] > 0)
     rough = _interpolation_variance(sky, total)[several]
@@ -594,13 +608,16 @@ def _sky_of_strange_cells(value: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _interpolation_variance(mean: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Variance by interpolation of a curved sky: from second differences, where they are more than noise."""
-    curved = np.zeros(mean.shape, dtype=np.float32)
+    variance = np.divide(1, total, out=np.zeros_like(total), where=total > 0)
+    curved, noise = np.zeros((2, *mean.shape), dtype=np.float32)
     for axis in (0, 1):
         inner = [slice(None)] * 2
         inner[axis] = slice(1, -1)
         second = np.diff(mean, 2, axis=axis)
-        curved[tuple(inner)] += np.where(np.isnan(second), 0, second) ** 2
-    noise = 12 / np.where(total > 0, total, np.inf)
+        known = np.isfinite(second)
+        ends = np.diff(variance, 2, axis=axis) + 6 * variance[tuple(inner)]
+        curved[tuple(inner)] += np.where(known, second, 0) ** 2
+        noise[tuple(inner)] += np.where(known, ends, 0)
     curved[curved < _SIGNIFICANT * noise] = 0
     return _INTERPOLATION**2 * ndimage.maximum_filter(curved, 3)
 

@@ -12,12 +12,16 @@ from astropy.coordinates import ICRS
 from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
 
-__all__ = ["LYOT", "Exposure", "Pixels", "SpectralExposure", "SpectralPixels"]
+__all__ = ["LARGEST", "LYOT", "Exposure", "Pixels", "SpectralExposure", "SpectralPixels"]
 
 LYOT = "lyot"
 """Part of a MIRI tile that is matched to the rest of it."""
 
+LARGEST = 1e15
+"""Of pixels whose typical value is near 1: squares beyond have no place in single precision."""
+
 _SMALL = 1e-8
+_ASKED = 9  # exposures
 _SAMPLE = 64  # pixels along a side
 
 Given = TypeVar("Given")
@@ -44,7 +48,8 @@ class Pixels:
 
     def image(self, less: float = 0.0) -> np.ndarray:
         """Return the data less a number in single precision, NaN where they are not good."""
-        image = np.subtract(self.data, less, dtype=np.result_type(self.data.dtype, np.float32)).astype(np.float32)
+        with np.errstate(over="ignore"):
+            image = np.subtract(self.data, less, dtype=np.result_type(self.data.dtype, np.float32)).astype(np.float32)
         image[~(self.good & np.isfinite(image))] = np.nan
         return image
 
@@ -359,15 +364,26 @@ def handy_factor(exposures: Sequence[Exposure]) -> float:
     Returns
     -------
     float
-        1 for values of the usual size, else a power of 2 that brings typical values near 1.
+        1 for values of the usual size, else a power of 2 that brings typical values of most exposures near 1.
     """
-    for exposure in exposures:
-        pixels = exposure.read()
-        sample = np.abs(pixels.data[pixels.good & np.isfinite(pixels.data)][::97].astype(float))
-        if sample.any():
-            typical = float(np.median(sample[sample > 0]))
-            return 1.0 if _SMALL < typical < 1 / _SMALL else 2.0 ** -round(np.log2(typical))
-    return 1.0
+    typical = next(filter(None, map(_size, exposures)), 1.0)
+    if _is_usual(typical):
+        return 1.0
+    some = np.unique(np.linspace(0, len(exposures) - 1, _ASKED).astype(int))
+    sizes = [size for i in some if (size := _size(exposures[i]))]
+    typical = float(np.median(sizes)) if sizes else typical
+    return 1.0 if _is_usual(typical) else 2.0 ** -round(np.log2(typical))
+
+
+def _is_usual(size: float) -> bool:
+    return _SMALL < size < 1 / _SMALL
+
+
+def _size(exposure: Exposure) -> float:
+    """Median of the absolute values of good pixels that are not 0; 0 if there are none."""
+    pixels = exposure.read()
+    sample = np.abs(pixels.data[pixels.good & np.isfinite(pixels.data)][::97].astype(float))
+    return float(np.median(sample[sample > 0])) if sample.any() else 0.0
 
 
 @contextmanager

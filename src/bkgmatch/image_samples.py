@@ -19,7 +19,8 @@ _AT_ONCE, _LEAST_WIDTH = 1 << 18, 256  # values; pixels, however many exposures 
 _ROUNDS = 5
 _LEAST_SHARE = 0.05  # of the variance of a difference that is an exposure's own, at least
 _WEAK = 1e-3  # weight of the prior of a variance
-_EXACT = 1e-4  # of the typical variance: differences by rounding, of twins and of whole numbers, tell of no noise
+_ROUNDING = 5e-7  # of values: differences that are not larger, of copies or of whole numbers, tell of no noise
+_WILD = 100.0  # times the scatter of most: the levels of others are not measured from such exposures
 _MOST_PARTNERS = 100
 _SAME = 0.15  # relative difference of the noise of exposures that count alike
 _OUTLIER = 4.0  # standard deviations
@@ -105,7 +106,7 @@ def _levels(values: np.ndarray, serves: np.ndarray) -> np.ndarray:
     """
     alone = _medians(values)
     left = np.where(np.isfinite(values), values, 0) - np.nan_to_num(alone)[:, None]
-    known = every = np.isfinite(values)
+    known = every = np.isfinite(values) & ~_is_wild(values)[:, None]
     company = serves | serves.T
     level = np.zeros(len(values))
     for _ in range(_ROUNDS):
@@ -114,6 +115,13 @@ def _levels(values: np.ndarray, serves: np.ndarray) -> np.ndarray:
         known = np.array([good & ~(some & _is_outlier(r, some & use)) for r, some, use, good in rows])
         level = _least_squares(left, known, company)
     return alone + level
+
+
+def _is_wild(values: np.ndarray) -> np.ndarray:
+    """Whether exposures scatter much more than most."""
+    scatter = np.array([deviation(row) for row in values])
+    known = np.isfinite(scatter)
+    return scatter > _WILD * np.median(scatter[known]) if known.any() else ~known
 
 
 def _residuals(
@@ -179,33 +187,42 @@ def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray, place: np.n
     near = np.abs(place[second] - place[first]) < _MOST_PARTNERS
     first, second = first[near], second[near]
     sums = np.array([deviation((alike[i] - alike[j]) / sigma) ** 2 for i, j in zip(first, second, strict=True)])
-    if not (sums > 0).any():
+    size = np.array([_typical(np.abs(a / sigma)) for a in alike])
+    use = sums > (_ROUNDING * (size[first] + size[second])) ** 2
+    if not use.any():
         return np.ones(len(alike))
-    use = sums > _EXACT * np.median(sums[sums > 0])
     first, second, sums = first[use], second[use], sums[use]
-    typical = np.median(sums) / 2
-    variance = _shares(first, second, sums, len(alike), typical)
     least = np.full(len(alike), np.inf)
     for members in (first, second):
         np.minimum.at(least, members, sums)
-    least[np.isinf(least)] = typical
-    noise = np.sqrt(np.maximum(variance, _LEAST_SHARE * least))
+    least[np.isinf(least)] = np.median(sums)
+    noise = np.sqrt(np.maximum(_shares(first, second, sums, least), _LEAST_SHARE * least))
     usual = np.abs(noise / np.sort(noise)[(len(noise) - 1) // 2] - 1) < _SAME
     noise[usual] = np.sqrt(np.mean(noise[usual] ** 2))
     return noise
 
 
-def _shares(first: np.ndarray, second: np.ndarray, sums: np.ndarray, n: int, typical: float) -> np.ndarray:
-    """Variances, none negative, whose sums are the given ones; a weak prior decides where these do not."""
-    rows = np.tile(np.arange(len(sums)), 2)
-    design = sparse.coo_array((1 / sums[rows], (rows, np.concatenate([first, second]))), shape=(len(sums), n)).tocsr()
-    normal = (design.T @ design).toarray() + (_WEAK / typical) ** 2 * np.eye(n)
-    rhs = design.sum(axis=0) + _WEAK**2 / typical
+def _shares(first: np.ndarray, second: np.ndarray, sums: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """
+    Variances, none negative, whose sums are the given ones.
+
+    Where these do not decide, a weak prior does: half of the least sum that each is part of.
+    """
+    rows, columns = np.tile(np.arange(len(sums)), 2), np.concatenate([first, second])
+    design = sparse.coo_array((least[columns] / sums[rows], (rows, columns)), shape=(len(sums), len(least))).tocsr()
+    normal = (design.T @ design).toarray() + _WEAK**2 * np.eye(len(least))
+    rhs = design.sum(axis=0) + _WEAK**2 / 2
     found = np.linalg.solve(normal, rhs)
-    if (found >= 0).all():
-        return found
-    factor = np.linalg.cholesky(normal)
-    return nnls(factor.T, solve_triangular(factor, rhs, lower=True))[0]
+    if (found < 0).any():
+        factor = np.linalg.cholesky(normal)
+        found = nnls(factor.T, solve_triangular(factor, rhs, lower=True))[0]
+    return least * found
+
+
+def _typical(values: np.ndarray) -> float:
+    """Return the median of the values that are finite; 0 without any."""
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if values.size else 0.0
 
 
 def _medians(rows: np.ndarray) -> np.ndarray:

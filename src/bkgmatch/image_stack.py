@@ -10,7 +10,7 @@ from scipy import ndimage
 from bkgmatch.detection import deviation
 from bkgmatch.donors import Donors, find_donors
 from bkgmatch.execution import Work
-from bkgmatch.exposures import Exposure, named
+from bkgmatch.exposures import LARGEST, Exposure, named
 from bkgmatch.footprints import sky_vectors
 from bkgmatch.holes import fill_holes
 from bkgmatch.image_samples import Standard, measure_standards, sample_rows
@@ -20,7 +20,6 @@ from bkgmatch.stored import Stack
 
 __all__ = ["Background", "ImageStack"]
 
-_MOST = 1e35  # of a pixel: sums of larger ones have no place in single precision
 _LEAST_KNOWN = 0.1  # part of the pixels whose variance must be given for it to be used
 _AT_ONCE = 1 << 18  # pixels
 _SMOOTHING = 3.0  # pixels: structure that is finer than this does not go on through a hole
@@ -205,7 +204,7 @@ def _read_one(item: tuple[int, Exposure], images: Stack, inverse: Stack, first: 
             "exposures of one detector and subarray must have one shape"
         )
     image = pixels.image()
-    image[np.abs(image) > _MOST] = np.nan
+    image[np.abs(image) > LARGEST] = np.nan
     images[i], inverse[i] = image, _inverse_variance(pixels.variance, image)
 
 

@@ -16,7 +16,7 @@ from bkgmatch.differences import (
     sum_patches,
 )
 from bkgmatch.execution import Work
-from bkgmatch.exposures import LYOT, Exposure, named
+from bkgmatch.exposures import LARGEST, LYOT, Exposure, named
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
 from bkgmatch.grids import Grid, common_grid
 from bkgmatch.journal import fingerprint
@@ -39,7 +39,6 @@ __all__ = [
     "outline_of",
 ]
 
-_MOST = 1e15  # of values that are near 1: squares beyond have no place in single precision
 _LEAST_RMS = 1e-3  # of a pair, as a part of that of most
 
 
@@ -344,7 +343,7 @@ def _placed(item: tuple[Exposure, Footprint], grid: Grid, options: LevelMatchOpt
     exposure, outline = item
     pixels = exposure.read()
     with np.errstate(invalid="ignore", over="ignore"):  # NaN that signal, of damaged pixels; half precision
-        pixels = replace(pixels, good=pixels.good & (np.abs(pixels.data) < _MOST))
+        pixels = replace(pixels, good=pixels.good & (np.abs(pixels.data) < LARGEST))
     if options.do_sigma_clip:
         image = pixels.image(less=pixels.typical())
         pixels = replace(pixels, good=pixels.good & ~source_mask(image, options))
@@ -453,6 +452,6 @@ def _background(
     measured: Measured, chosen: Sequence[int], coefficients: np.ndarray, options: LevelMatchOptions, work: Work
 ) -> float:
     """Background of the matched exposures of a tile; NaN if all of it is sources."""
-    high = float(np.mean([measured.cutouts[i].base - coefficients[i, 0] for i in chosen]))
+    high = float(np.median([measured.cutouts[i].base - coefficients[i, 0] for i in chosen]))
     images = (measured.cutouts[i].less(raised(coefficients[i], high), measured.unit) for i in chosen)
     return background_level(images, options, work=work) + high

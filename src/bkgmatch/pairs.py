@@ -236,11 +236,11 @@ def offset_equations(first: np.ndarray, second: np.ndarray, offset: np.ndarray, 
 
 
 def _inverse_variance(sigma: np.ndarray, npix: np.ndarray) -> np.ndarray:
-    """Inverse variances; without any scatter, numbers of pixels."""
+    """Inverse variances; without any scatter, numbers of pixels. One noisy exposure does not make all others alike."""
     scattered = sigma[sigma > 0]
     if scattered.size == 0:
         return npix.astype(float)
-    floor = 1e-3 * np.median(scattered)
+    floor = 1e-3 * np.quantile(scattered, 0.25, method="lower")
     return 1 / np.maximum(sigma, floor) ** 2
 
 

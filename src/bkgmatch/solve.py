@@ -146,9 +146,9 @@ class NormalSystem:
         if self._prior.any():
             self.normal = (self.normal + sparse.diags_array(self._prior.ravel())).tocsr()
         is_free = np.tile((self.component >= 0) & ~held, (p, 1)).T
-        self._afloat, first = self._components_without(held)
-        is_free[np.ix_(first, ~self._prior.any(axis=0))] = False
-        self._fixed = np.append(np.flatnonzero(held), first)
+        self._afloat, best = self._components_without(held)
+        is_free[np.ix_(best, ~self._prior.any(axis=0))] = False
+        self._fixed = np.append(np.flatnonzero(held), best)
         self._free = np.flatnonzero(is_free)
         diagonal = self.normal.diagonal().reshape(n, p)
         least = np.maximum(_LEAST_PIVOT * diagonal, _ROUNDING * diagonal.max(axis=1, keepdims=True)).ravel()
@@ -156,12 +156,13 @@ class NormalSystem:
         self._factors = _factorise(free, least[self._free]) if self._free.size else None
 
     def _components_without(self, held: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
-        """Members of the components in which no unknown is held, and the first of each."""
+        """Members of the components in which no unknown is held, and the one of each that is known best."""
         anchored = np.unique(self.component[held & (self.component >= 0)])
         inside = np.flatnonzero((self.component >= 0) & ~np.isin(self.component, anchored))
-        _, first, number = np.unique(self.component[inside], return_index=True, return_inverse=True)
-        members = sparse.coo_array((np.ones(len(inside)), (number, inside)), shape=(len(first), self.n)).tocsr()
-        return members, inside[first]
+        inside = inside[np.argsort(-self.normal.diagonal()[:: self.p][inside], kind="stable")]
+        _, best, number = np.unique(self.component[inside], return_index=True, return_inverse=True)
+        members = sparse.coo_array((np.ones(len(inside)), (number, inside)), shape=(len(best), self.n)).tocsr()
+        return members, inside[best]
 
     def solution(self) -> np.ndarray:
         """Coefficients that solve the equations, shape (n, p)."""

@@ -19,6 +19,7 @@ _BLOCK = 1 << 20
 _IMAGES = 4  # in memory at a time
 _QUARTILES = 1.349  # standard deviations between them
 _LEAST_SCALE, _ROUNDING = 1e-9, 1e-12  # relative
+_LEAST_SIZE = 1e-10  # squares of what is left of smaller values, less their mean, are 0 in single precision
 
 
 def source_mask(image: np.ndarray, options: LevelMatchOptions) -> np.ndarray:
@@ -41,8 +42,8 @@ def source_mask(image: np.ndarray, options: LevelMatchOptions) -> np.ndarray:
     good = np.isfinite(image)
     if not good.any():
         return np.zeros(image.shape, dtype=bool)
-    clipped = SigmaClippedStats(image[good], sigma=options.sigma, maxiters=options.max_iters)
-    threshold = clipped.mean() + options.sigma * clipped.std()
+    clipped, unit = _clipped(image[good], options)
+    threshold = unit * (clipped.mean() + options.sigma * clipped.std())
     del clipped
     mask = np.greater(image, threshold, where=good, out=np.zeros(image.shape, dtype=bool))
     mask = segments(mask, options.npixels) > 0
@@ -106,7 +107,15 @@ def background_level(images: Iterable[np.ndarray], options: LevelMatchOptions, *
     values = np.concatenate([*waiting, np.empty(0, dtype=np.float32)])
     if not values.size:
         return float("nan")
-    return float(SigmaClippedStats(values, sigma=options.sigma, maxiters=options.max_iters).median())
+    clipped, unit = _clipped(values, options)
+    return unit * float(clipped.median())
+
+
+def _clipped(values: np.ndarray, options: LevelMatchOptions) -> tuple[SigmaClippedStats, float]:
+    """Clipped statistics of values in a unit in which their squares have a place in single precision; and the unit."""
+    largest = float(max(values.max(), -values.min()))
+    unit = 1.0 if largest > _LEAST_SIZE or not largest else largest
+    return SigmaClippedStats(values / values.dtype.type(unit), sigma=options.sigma, maxiters=options.max_iters), unit
 
 
 def _sourceless(images: Iterator[np.ndarray], options: LevelMatchOptions, work: Work) -> Iterator[np.ndarray]:

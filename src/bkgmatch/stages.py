@@ -15,8 +15,8 @@ class Stage(NamedTuple):
     """
     Equations of one stage, and what they give.
 
-    In a component in which nothing is held, the unknowns are the functions relative to that of its first member, their
-    mean, which is subtracted, and where a prior determines it the first function itself.
+    In a component in which nothing is held, the unknowns are the functions relative to that of one member, their mean,
+    which is subtracted, and where a prior determines it the function of that member itself.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Stage(NamedTuple):
         prior : ndarray, shape (n, p)
             Inverse variance of each coefficient about the mean of its component.
         free : ndarray of bool, shape (n,)
-            Members of components that are neither held nor the first of a component in which nothing is.
+            Members of components that are neither held nor the one to which others are relative.
         afloat : sparse array, shape (n_afloat, n)
             The members (1, others 0) of each component in which nothing is held.
 
@@ -66,7 +66,7 @@ class Stage(NamedTuple):
             The equations.
         """
         at = _Numbering.of(prior, free, afloat)
-        kinds = [at.own, at.first] if len(at.pulled) else [at.own]
+        kinds = [at.own, at.one] if len(at.pulled) else [at.own]
         spread = [(one[scatter.coords[0]], two[scatter.coords[1]], scatter.data) for one in kinds for two in kinds]
         own, ones = (at.own[at.places], at.places), np.ones(len(at.places))
         shift = (at.members, at.mean[at.sets], -np.ones(len(at.members)))
@@ -103,9 +103,9 @@ class Stage(NamedTuple):
 class _Numbering(NamedTuple):
     """Numbers of the unknowns of a stage."""
 
-    places: np.ndarray  # coefficients of functions relative to the first of the component
+    places: np.ndarray  # coefficients of functions relative to one of the component
     own: np.ndarray  # (n p,), the unknown of each coefficient, -1 for none
-    first: np.ndarray  # (n p,), the coefficient of the first function of its component, -1 for none
+    one: np.ndarray  # (n p,), the coefficient of that function itself, -1 for none
     mean: np.ndarray  # (n_afloat p,), that of the mean of each component
     pulled: np.ndarray  # those of n_afloat p that the prior determines
     members: np.ndarray  # coefficients in components in which nothing is held,
@@ -118,26 +118,26 @@ class _Numbering(NamedTuple):
         sets, members = (np.repeat(index * p, p) + np.tile(np.arange(p), afloat.nnz) for index in afloat.coords)
         places = np.flatnonzero(np.repeat(free, p))
         pulled = np.flatnonzero(np.tile(prior.any(axis=0), afloat.shape[0]))
-        own, first = np.full((2, prior.size), -1)
+        own, one = np.full((2, prior.size), -1)
         own[places] = np.arange(len(places))
         of_set = np.full(n_means, -1)
         of_set[pulled] = len(places) + np.arange(len(pulled))
-        first[members] = of_set[sets]
+        one[members] = of_set[sets]
         mean = len(places) + len(pulled) + np.arange(n_means)
-        return cls(places, own, first, mean, pulled, members, sets, len(places) + len(pulled) + n_means)
+        return cls(places, own, one, mean, pulled, members, sets, len(places) + len(pulled) + n_means)
 
     def equations(self, normal: sparse.coo_array, prior: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Entries of their matrix. Pairs do not resist when a component moves as a whole, only the prior does."""
-        moved = self.members[self.first[self.members] >= 0]
+        moved = self.members[self.one[self.members] >= 0]
         both = moved[self.own[moved] >= 0]
         averaged = self.own[self.members] >= 0
         sets = self.sets[averaged]
         counts = np.bincount(self.sets, minlength=len(self.mean))
         return [
             (self.own[normal.coords[0]], self.own[normal.coords[1]], normal.data),
-            (self.own[both], self.first[both], prior[both]),
-            (self.first[both], self.own[both], prior[both]),
-            (self.first[moved], self.first[moved], prior[moved]),
+            (self.own[both], self.one[both], prior[both]),
+            (self.one[both], self.own[both], prior[both]),
+            (self.one[moved], self.one[moved], prior[moved]),
             (self.mean[sets], self.own[self.members[averaged]], -1 / counts[sets]),
             (self.mean, self.mean, np.ones(len(self.mean))),
         ]

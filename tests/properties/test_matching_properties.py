@@ -1,10 +1,11 @@
 """What must hold for any images, however they are matched: sky matching and level matching with random options."""
 
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from ledger import note
 from strategies import (
@@ -199,6 +200,34 @@ def test_twins_do_not_have_all_weight(seed):
     fit = LevelWay(LevelMatchOptions(weight_method="rms"))(scene + scene.take([1]).renamed("twin of "))
     np.testing.assert_allclose(fit.values[3], fit.values[1], rtol=0, atol=SINGLE * scale(scene))
     np.testing.assert_allclose(fit.sigma[3], fit.sigma[1], rtol=1e-4, atol=0)
+
+
+CONSTANTS = {"fit_type_dithers": "level", "fit_type_mosaic_tiles": "level", "passes": "joint"}
+TRUSTING = {"sky match": sky_ways(weights="variance"), "level match": level_ways(weight_method="ml", **CONSTANTS)}
+
+
+@pytest.mark.parametrize("way", TRUSTING)
+@costly
+@given(data=st.data())
+def test_an_exposure_of_another_scale_disturbs_none(way, data):
+    """
+    Whose unit is wrong by a large factor. It has its own level, which takes digits from those of all, or none.
+
+    Not where it alone links the others, or those of a tile: it is too noisy for that.
+    """
+    match, scene = data.draw(TRUSTING[way]), data.draw(scenes(3, 6, dead=False, nebula=0.0, rays=0.0))
+    k = data.draw(st.integers(0, len(scene) - 1))
+    factor = data.draw(st.sampled_from([1e-30, 1e-12, 1e6, 1e12, 1e30]))
+    others = [i for i in range(len(scene)) if i != k]
+    one = match(scene.take(others))
+    assume(set(one.component) == {0})
+    parts = [scene.take([i]).times(factor) if i == k else scene.take([i]) for i in range(len(scene))]
+    two = match(reduce(Scene.__add__, parts))
+    assert two.matched[others].all()
+    old, new = (less_mean(values, one.component) for values in (one.values, two.values[others]))
+    near = np.abs(new - old) <= SINGLE * scale(scene) + 6 * one.sigma + 1e-15 * np.nan_to_num(np.abs(two.values)).max()
+    assert near.all(), (one.values, two.values)
+    note("properties", f"another scale: {way}")
 
 
 @every_way
