@@ -472,6 +472,18 @@ def test_an_exposure_with_errors_far_too_large_does_not_disturb_the_planes_of_ot
     assert np.isfinite(found.sigma).all()
 
 
+@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize("factor", [1e-30, 1e6, 1e12, 1e30])
+def test_an_exposure_of_another_scale_disturbs_none(place, factor):
+    """In a wrong unit, wherever it is in the list: differences of the others are right."""
+    exposures = mosaic()
+    exposures[place] = exposures[place].times(factor)
+    found = match_levels(exposures, options())
+    others = [k for k in range(5) if k != place]
+    apart = found.level[others] - found.level[others[0]]
+    np.testing.assert_allclose(apart, TRUE[others] - TRUE[others[0]], atol=0.01)
+
+
 def test_sources_are_masked_when_asked():
     """A comet: in one exposure only, as wide as the overlap."""
     y, x = np.indices(SHAPE)

@@ -369,7 +369,7 @@ def _noise_factors(n: int, fits: PairFits) -> np.ndarray:
     Find the factor on each exposure's variance that explains the scatter of its pairs.
 
     What a pair tells of one exposure is what the present factor of the other leaves. The median over the pairs counts,
-    weighted by the number of cells that were looked at, and less where the other is noisier.
+    weighted by the number of cells that were looked at; not of those with a much noisier one.
     """
     used = fits.take(np.isfinite(fits.excess) & (fits.excess > 0))
     if not len(used.first):
@@ -385,7 +385,7 @@ def _noise_factors(n: int, fits: PairFits) -> np.ndarray:
         told = np.maximum((total - factors[there] * theirs) / ours, _LEAST_PART * factors[here])
         share = factors[here] * ours / np.maximum(factors[here] * ours, factors[there] * theirs)
         tells = share > _LEAST_SHARE
-        numbers, middle = _weighted_medians(here[tells], told[tells], (weight * share**2)[tells])
+        numbers, middle = _weighted_medians(here[tells], told[tells], weight[tells])
         factors[numbers] = np.sqrt(factors[numbers] * middle)
     # Small deviations are the error of this measurement: all exposures then have the same factor.
     general = np.log(np.median(factors[numbers]))
@@ -400,10 +400,11 @@ def _weighted_medians(group: np.ndarray, value: np.ndarray, weight: np.ndarray) 
     order = np.lexsort((value, group))
     group, value, weight = group[order], value[order], weight[order]
     numbers, start, inverse = np.unique(group, return_index=True, return_inverse=True)
-    weight = weight / np.bincount(inverse, weight)[inverse]
     summed = np.cumsum(weight)
-    high = summed - (summed - weight)[start][inverse]
-    inside = np.clip(np.minimum(high, 0.75) - np.maximum(high - weight, 0.25), 0, None)
+    before = (summed - weight)[start]
+    size = np.bincount(inverse, weight)
+    low, high = (summed - weight - before[inverse]) / size[inverse], (summed - before[inverse]) / size[inverse]
+    inside = np.clip(np.minimum(high, 0.75) - np.maximum(low, 0.25), 0, None)
     return numbers, np.bincount(inverse, inside * value) / np.bincount(inverse, inside)
 
 

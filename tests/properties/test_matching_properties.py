@@ -218,16 +218,54 @@ def test_an_exposure_of_another_scale_disturbs_none(way, data):
     match, scene = data.draw(TRUSTING[way]), data.draw(scenes(3, 6, dead=False, nebula=0.0, rays=0.0))
     k = data.draw(st.integers(0, len(scene) - 1))
     factor = data.draw(st.sampled_from([1e-30, 1e-12, 1e6, 1e12, 1e30]))
-    others = [i for i in range(len(scene)) if i != k]
-    one = match(scene.take(others))
-    assume(set(one.component) == {0})
-    parts = [scene.take([i]).times(factor) if i == k else scene.take([i]) for i in range(len(scene))]
-    two = match(reduce(Scene.__add__, parts))
+    assume(set(match(without(scene, k)).component) == {0})
+    assert_others_stay(match, scene, in_unit(scene, k, factor), k)
+    note("properties", f"another scale: {way}")
+
+
+def without(scene: Scene, k: int) -> Scene:
+    return scene.take([i for i in range(len(scene)) if i != k])
+
+
+def in_unit(scene: Scene, k: int, factor: float) -> Scene:
+    """The same with one exposure in another unit."""
+    parts = (scene.take([i]) for i in range(len(scene)))
+    return reduce(Scene.__add__, (part.times(factor) if i == k else part for i, part in enumerate(parts)))
+
+
+def assert_others_stay(match, scene: Scene, changed: Scene, k: int) -> None:
+    """Levels relative to each other are those without the one that has been changed, but for lost digits."""
+    one, two = match(without(scene, k)), match(changed)
+    others = np.arange(len(scene)) != k
     assert two.matched[others].all()
     old, new = (less_mean(values, one.component) for values in (one.values, two.values[others]))
     near = np.abs(new - old) <= SINGLE * scale(scene) + 6 * one.sigma + 1e-15 * np.nan_to_num(np.abs(two.values)).max()
     assert near.all(), (one.values, two.values)
-    note("properties", f"another scale: {way}")
+
+
+LEVELS = LevelWay(LevelMatchOptions(reference="mean", do_local_subtraction=False))
+LARGE = {"spread": 0.2, "size": (40, 64), "one_shape": True}
+
+
+@pytest.mark.parametrize(
+    ("match", "scene", "k", "factor"),
+    [
+        (LEVELS, make_scene(1, 5, **LARGE), 4, 1e12),
+        (LEVELS, make_scene(0, 4, spread=0.2), 0, 1e6),
+        (LEVELS, make_scene(0, 4, spread=0.2, bad=0.03), 0, 1e6),
+        (LEVELS, make_scene(48, 3, spread=0.02, known=True), 0, 1e30),
+        (SkyWay(SkyMatchOptions(skystat="mean", zero_point="mean")), make_scene(0, 3, spread=0.02), 0, 1e12),
+    ],
+)
+def test_scenes_in_which_an_exposure_of_another_scale_did_disturb_others(match, scene, k, factor):
+    assert_others_stay(match, scene, in_unit(scene, k, factor), k)
+
+
+def test_errors_that_are_much_too_small_are_seen_in_three_exposures():
+    """The scatter of pairs tells; two of three are with the exposure whose ERR is wrong."""
+    scene = make_scene(0, 3, spread=0.02, known=True)
+    changed = scene.with_data(lambda i, d: d.astype(float) * (1e6 if i == 0 else 1))
+    assert_others_stay(LEVELS, scene, changed, 0)
 
 
 @every_way
