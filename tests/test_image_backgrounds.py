@@ -245,6 +245,11 @@ def test_copies_that_differ_by_rounding_tell_of_no_noise():
     moved = Exposure.from_arrays("copy", copy, known.exposures[2].wcs, time=0.05)
     result = make_backgrounds([*known.exposures, moved])
     assert 0.9 < errors(result, known.truth[0], 0).std() < 1.2
+    values = np.array([*np.random.default_rng(1).normal(size=(4, 4000)), np.zeros(4000)], dtype=np.float32)
+    values[4] = values[3] + np.float32(0.1)
+    serves = ~np.eye(5, dtype=bool)
+    noise = image_samples.measure_standards(values, np.ones(4000), serves, "additive", list("abcde")).noise
+    np.testing.assert_allclose(noise, 1, rtol=0.1)
 
 
 @pytest.mark.parametrize("place", [0, 3])

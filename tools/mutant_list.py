@@ -17,7 +17,7 @@ class Mutant(NamedTuple):
 
 def _bugs(file: str, *bugs: tuple[str, str, str], tests: str) -> list[Mutant]:
     parts = (name.partition("::") for name in tests.split())
-    where = tuple(f"tests/test_{name}.py{colons}{test}" for name, colons, test in parts)
+    where = tuple(f"tests/{'test_' if '/' not in name else ''}{name}.py{colons}{test}" for name, colons, test in parts)
     return [Mutant(file, old, new, what, where) for what, old, new in bugs]
 
 
@@ -366,6 +366,64 @@ MUTANTS = [
             "passes::test_a_ghost_on_one_of_two "
             "passes::test_a_pair_that_does_not_close_is_trusted_less "
             "levels::test_other_cells"
+        ),
+    ),
+    *_bugs(
+        "differences.py",
+        (
+            "the noise of an exposure is also told by differences from much noisier ones",
+            "tells = share > _LEAST_SHARE",
+            "tells = share >= 0",
+        ),
+        (
+            "the start takes the given variances of pairs for right",
+            "normal = fits.normal / _times_expected(noise, fits)[:, None, None]",
+            "normal = fits.normal",
+        ),
+        (
+            "products are summed in single precision",
+            "functions = np.concatenate([share, share * x, share * y][:p])",
+            "functions = np.concatenate([share, share * x, share * y][:p]).astype(np.float32)",
+        ),
+        tests=(
+            "properties/test_matching_properties::test_scenes_in_which_an_exposure_of_another_scale_did_disturb_others "
+            "properties/test_matching_properties::test_errors_that_are_much_too_small_are_seen_in_three_exposures "
+            "passes::test_a_common_cell_determines_no_tilt"
+        ),
+    ),
+    *_bugs(
+        "solve.py",
+        (
+            "levels are relative to the one of a component that is known worst",
+            "np.argsort(-self.normal.diagonal()",
+            "np.argsort(self.normal.diagonal()",
+        ),
+        tests="levels::test_an_exposure_of_another_scale_disturbs_none",
+    ),
+    *_bugs(
+        "exposures.py",
+        (
+            "the unit is that of the first exposure, whatever the others",
+            "np.linspace(0, len(exposures) - 1, _ASKED)",
+            "np.zeros(_ASKED)",
+        ),
+        tests="levels::test_an_exposure_of_another_scale_disturbs_none",
+    ),
+    *_bugs(
+        "image_samples.py",
+        (
+            "levels are also measured from exposures that scatter much more",
+            "known = every = np.isfinite(values) & ~_is_wild(values)[:, None]",
+            "known = every = np.isfinite(values)",
+        ),
+        (
+            "rounding passes for noise",
+            "use = sums > (_ROUNDING * (size[first] + size[second])) ** 2",
+            "use = sums > 0",
+        ),
+        tests=(
+            "image_backgrounds::test_an_exposure_of_another_scale_disturbs_none "
+            "image_backgrounds::test_copies_that_differ_by_rounding_tell_of_no_noise"
         ),
     ),
     *_bugs(

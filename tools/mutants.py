@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="write the table into docs/reliability.md")
     options = parser.parse_args(arguments)
     chosen = [mutant for mutant in MUTANTS if options.only in f"{mutant.file}: {mutant.what}"]
+    if not chosen:
+        parser.error(f"there is no bug whose file or description holds {options.only!r}")
     if not passes(sorted({test for mutant in chosen for test in mutant.tests})):
         sys.exit("the tests fail without a bug")
     outcomes = []
