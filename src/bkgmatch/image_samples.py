@@ -120,8 +120,8 @@ def _levels(values: np.ndarray, serves: np.ndarray) -> np.ndarray:
 def _is_wild(values: np.ndarray) -> np.ndarray:
     """Whether exposures scatter much more than most."""
     scatter = np.array([deviation(row) for row in values])
-    known = np.isfinite(scatter)
-    return scatter > _WILD * np.median(scatter[known]) if known.any() else ~known
+    known = scatter > 0
+    return scatter > _WILD * np.median(scatter[known]) if known.any() else known
 
 
 def _residuals(
