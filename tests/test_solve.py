@@ -442,6 +442,18 @@ def test_robust_weights_where_most_pairs_are_in_no_loop():
     np.testing.assert_allclose(robust.covariance, plain.covariance, rtol=0.3)
 
 
+def test_robust_weights_of_a_mosaic_do_not_depend_on_others():
+    """Forty pairs beside it, which fit exactly, do not make it look better; the errors of all are too small."""
+    rng = np.random.default_rng(33)
+    good = random_measurements(rng, 10, rng.normal(size=10), 0.1)
+    alone = [measurement(m.others, m.levels.value, 0.05 * m.levels.sigma) for m in good]
+    pairs = [measurement([i ^ 1], [i % 2], [1]) for i in range(10, 90)]
+    one, _ = solve_offsets(pair_offsets(alone), np.arange(10), robust=True)
+    both, _ = solve_offsets(pair_offsets(alone + pairs), np.arange(90), robust=True)
+    np.testing.assert_allclose(both.coefficients[:10], one.coefficients, rtol=1e-9)
+    np.testing.assert_allclose(both.covariance[:10], one.covariance, rtol=1e-9)
+
+
 def test_robust_weights_of_perfect_data():
     truth = np.array([3.0, 1.0, 7.0])
     offsets = pair_offsets(random_measurements(np.random.default_rng(30), 3, truth, 0.0))

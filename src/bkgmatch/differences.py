@@ -16,7 +16,7 @@ from scipy import ndimage
 from bkgmatch.cells import BLOCK, CutOut, plane_in_cells, raised
 from bkgmatch.execution import HERE, Work
 from bkgmatch.pairs import added_up, pair_equations
-from bkgmatch.solve import NormalSystem, robust_trust
+from bkgmatch.solve import NormalSystem, relative_pulls, robust_trust
 
 __all__ = [
     "PATCH",
@@ -346,7 +346,7 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
         apart = fits.estimate - coefficients[fits.first] + coefficients[fits.second]
         squares = np.einsum("na,nab,nb->n", apart, normal, apart)
         pulls = np.sqrt(np.maximum(squares, 0) / p)  # rounding may leave less than 0 of pairs that agree
-        pulls /= max(float(np.median(pulls)) / 0.6745, 1.0)
+        pulls = relative_pulls(pulls, system.component[fits.first])
         before, trust = trust, robust_trust(pulls, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
         if iteration > _LEAST_ABSOLUTE_ITERATIONS and np.abs(trust - before).max() < 1e-3:
             break

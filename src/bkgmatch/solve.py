@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import sparse
+from scipy import ndimage, sparse
 from scipy.linalg.blas import dtrsv
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import SuperLU, splu
@@ -19,6 +19,7 @@ __all__ = [
     "Solution",
     "assemble",
     "connected",
+    "relative_pulls",
     "renumbered",
     "residuals",
     "robust_trust",
@@ -358,11 +359,12 @@ def _robust_weight(n: int, one: np.ndarray, two: np.ndarray, offsets: Offsets) -
     system = NormalSystem(n, offset_equations(one, two, offsets.offset, weight))
     # Pairs that are in no loop fit exactly, and say nothing of the others: these may be off by their errors.
     least = 1.0 if (offsets.sigma > 0).any() else _EXACT * float(np.abs(offsets.offset * np.sqrt(weight)).max())
+    component = system.component[one]
     for iteration in range(_ROBUST_ITERATIONS):
         levels = system.solution_of(offset_equations(one, two, offsets.offset, weight))[:, 0]
         pulls = np.abs(offsets.offset - (levels[one] - levels[two])) * np.sqrt(offsets.full_weight)
-        scale = max(float(np.median(pulls)) / 0.6745, least, _TINY)
-        weight = offsets.full_weight * robust_trust(pulls / scale, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
+        pulls = relative_pulls(pulls, component, least=max(least, _TINY))
+        weight = offsets.full_weight * robust_trust(pulls, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
     return weight
 
 
@@ -375,6 +377,12 @@ def _level_scatter(offsets: Offsets, one: np.ndarray, two: np.ndarray, n: int) -
     scatter = offsets.scatter.copy()
     scatter.eliminate_zeros()  # of overlaps that share no pixels: they would make it much denser
     return (transfer @ scatter @ transfer.T).tocsr()
+
+
+def relative_pulls(pulls: np.ndarray, component: np.ndarray, *, least: float = 1.0) -> np.ndarray:
+    """Divide the pulls of pairs by their robust scatter in the component, where that is more than the least."""
+    scatter = ndimage.median(pulls, component, np.arange(component.max() + 1)) / 0.6745
+    return pulls / np.maximum(scatter, least)[component]
 
 
 def robust_trust(pulls: np.ndarray, *, last: bool) -> np.ndarray:

@@ -273,6 +273,7 @@ def test_errors_that_are_much_too_small_are_seen_in_three_exposures():
 @costly
 @given(data=st.data())
 def test_masking_more_pixels_changes_nothing_beyond_errors(way, data):
+    """But for planes: what no longer has common cells with its tile has none, 0 with errors of 0."""
     match, scene = data.draw(WAYS[way]), data.draw(scenes(2, dead=False, rays=0.0))
     rng = np.random.default_rng(data.draw(SEEDS))
     part = data.draw(st.sampled_from([0.05, 0.2, 0.5]))
@@ -280,6 +281,7 @@ def test_masking_more_pixels_changes_nothing_beyond_errors(way, data):
     one, two = match(scene), match(fewer)
     if same_sets(one.component, two.component):
         near = np.abs(two.values - one.values) <= SINGLE * scale(scene) + 6 * two.sigma
+        near |= (two.values == 0) & (two.sigma == 0)
         assert near[one.matched].all(), (one, two)
         note("properties", f"fewer pixels: {way}")
 
