@@ -346,9 +346,14 @@ MUTANTS = [
             "smoothing[:, None]",
         ),
         (
-            "the sky of strange cells is the higher of two: cosmic rays pass for sky",
-            "(known.sum(axis=0)[None] - 1) // 2",
-            "known.sum(axis=0)[None] // 2",
+            "the sky of strange cells is the stranger of two: cosmic rays pass for sky",
+            "np.where(np.abs(high - around) < np.abs(low - around), high, low)",
+            "np.where(np.abs(high - around) < np.abs(low - around), low, high)",
+        ),
+        (
+            "outliers are left out, but not what is beside them",
+            "ndimage.maximum_filter(outlier, (1, 3, 3))",
+            "outlier",
         ),
         (
             "the noise of a mean difference does not fall with the number of cells",
@@ -364,6 +369,8 @@ MUTANTS = [
             "passes::test_sums_of_pairs_against_a_loop_over_cells "
             "passes::test_weights_of_a_pair_are_those_of_all_of_its_cells "
             "passes::test_a_ghost_on_one_of_two "
+            "passes::test_a_cosmic_ray_is_not_structure_of_the_sky "
+            "passes::test_a_bad_cell_of_one_of_two_is_not_structure_of_the_sky "
             "passes::test_a_pair_that_does_not_close_is_trusted_less "
             "levels::test_other_cells"
         ),

@@ -47,11 +47,12 @@ _LEAST_NOISE = 1e-4  # of the given variance: images without noise differ by rou
 _RIDGE = 1e-9
 _NORMAL_MAD = 1.4826
 _PHASES = 0.94  # (1.4826 MAD)^2 / variance, where the variance of interpolated cells differs from cell to cell
-_CLIP = 4.0
+_CLIP = 3.0
 _LEAST_FREEDOM = 1e-4
 _INTERPOLATION = 0.1  # rms error of bilinear interpolation, as a fraction of the second difference
 _SIGNIFICANT = 9.0
 _PAIRS, _PATCHES = 32, 4  # of a task
+_AROUND, _LEAST_PART_AROUND = 5, 0.1  # cells along a side of a square; of which so many are known
 _PRODUCTS, _LEAST_PRODUCTS = 1 << 15, 1024  # numbers that stay in the cache, and cells
 
 Item = TypeVar("Item")
@@ -594,17 +595,34 @@ def _good_cells(
     # Of a value about the mean, which it is part of, the variance is less by w / sum w; rounding leaves something.
     allowed = _CLIP**2 * smoothing[:, None] * np.maximum(1 - weight / total[several], _LEAST_FREEDOM)
     strange = ((value - sky[several]) ** 2 * weight > allowed).any(axis=0)
-    sky[y[strange], x[strange]] = _sky_of_strange_cells(value[:, strange], weight[:, strange] > 0)
+    at = y[strange], x[strange]
+    sky[at] = np.nan
+    sky[at] = _sky_of_strange_cells(value[:, strange], weight[:, strange] > 0, _around(sky)[at])
     rough = _interpolation_variance(sky, total)[several]
-    weight[:, strange] = _without_outliers(value[:, strange], weight[:, strange], smoothing, rough[strange])
+    outlier = np.zeros((len(value), *total.shape), dtype=bool)
+    outlier[:, *at] = _is_outlier(value[:, strange], weight[:, strange], smoothing, rough[strange])
+    weight[ndimage.maximum_filter(outlier, (1, 3, 3))[:, several]] = 0  # also less of a bad pixel than is seen
     weight /= 1 + rough * weight
     return x, y, value, weight
 
 
-def _sky_of_strange_cells(value: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Median of the values, the lower of two: without cosmic rays, which would pass for structure of the sky."""
-    ordered = np.sort(np.where(known, value, np.inf), axis=0)
-    return np.take_along_axis(ordered, (known.sum(axis=0)[None] - 1) // 2, axis=0)[0]
+def _around(sky: np.ndarray) -> np.ndarray:
+    """Mean of the cells around each that are not NaN."""
+    known = np.isfinite(sky).astype(np.float32)
+    part = ndimage.uniform_filter(known, _AROUND)
+    total = ndimage.uniform_filter(np.where(known > 0, sky, np.float32(0)), _AROUND)
+    return np.divide(total, part, out=np.full_like(total, np.nan), where=part > _LEAST_PART_AROUND)
+
+
+def _sky_of_strange_cells(value: np.ndarray, known: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """
+    Median of the values; of the two in the middle the one that is nearer to the sky around, the lower without any.
+
+    What a single exposure sees, such as a cosmic ray, would pass for structure of the sky.
+    """
+    ordered, count = np.sort(np.where(known, value, np.inf), axis=0), known.sum(axis=0)[None]
+    low, high = (np.take_along_axis(ordered, middle, axis=0)[0] for middle in ((count - 1) // 2, count // 2))
+    return np.where(np.abs(high - around) < np.abs(low - around), high, low)
 
 
 def _interpolation_variance(mean: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -623,8 +641,8 @@ def _interpolation_variance(mean: np.ndarray, total: np.ndarray) -> np.ndarray:
     return _INTERPOLATION**2 * ndimage.maximum_filter(curved, 3)
 
 
-def _without_outliers(value: np.ndarray, weight: np.ndarray, smoothing: np.ndarray, rough: np.ndarray) -> np.ndarray:
-    """Weights, 0 for values far from the median of their cell; of two values that differ, neither is used."""
+def _is_outlier(value: np.ndarray, weight: np.ndarray, smoothing: np.ndarray, rough: np.ndarray) -> np.ndarray:
+    """Whether values are far from the median of their cell; of two that differ, both are."""
     known = weight > 0
     ordered = np.where(known, value, np.nan)
     median = np.nanmedian(ordered, axis=0)
@@ -632,7 +650,7 @@ def _without_outliers(value: np.ndarray, weight: np.ndarray, smoothing: np.ndarr
     single = np.divide(smoothing[:, None], weight, out=np.full(weight.shape, np.inf, np.float32), where=known) + rough
     pair = 0.25 * np.where(known, single, 0).sum(axis=0)
     expected = np.where(count == 2, pair, single * (1 + np.pi / 2 / count))
-    return np.where((value - median) ** 2 > _CLIP**2 * expected, 0, weight).astype(np.float32)
+    return known & ((value - median) ** 2 > _CLIP**2 * expected)
 
 
 def _sets(container: np.ndarray, earlier: np.ndarray) -> Iterator[np.ndarray]:
