@@ -410,6 +410,18 @@ def test_pulls_of_multiplicative_exposures():
         assert 0.88 < errors(result, truth[i], i).std() < 1.12
 
 
+def test_factors_of_exposures_of_unequal_noise():
+    """Mean logarithms of the noisier ones would be 3 % too low."""
+    factors, noise = np.array([0.9, 1.0, 1.1, 0.95, 1.05, 1.0]), np.array([2.5, 2.5, 2.5, 0.5, 0.5, 0.5])
+    base = scene(6, noise=1e-6, stars=())
+    truth = factors[:, None, None] * (10 + 0.2 * pattern())
+    data = truth + np.random.default_rng(2).normal(size=truth.shape) * noise[:, None, None]
+    exposures = [Exposure.from_arrays(e.name, data[i], e.wcs) for i, e in enumerate(base.exposures)]
+    result = make_backgrounds(exposures, ImageForImageOptions(scale="multiplicative"), guide=NO_SOURCES)
+    found = [np.mean(result.background(i).value / truth[i]) for i in range(6)]
+    np.testing.assert_allclose(found, 1, atol=5e-3)
+
+
 def test_scale_none_is_the_plain_mean_of_the_others():
     known = scene(6, levels=[1, 2, 3, 4, 5, 6.0])
     options = ImageForImageOptions(scale="none", sigma=1e6)

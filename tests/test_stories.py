@@ -45,7 +45,7 @@ def test_mixed_filters_are_told_and_mixed_detectors_are_not(offline, caplog, ass
     (line,) = [record.getMessage() for record in caplog.records if "filters" in record.getMessage()]
     assert line.partition(": ")[2] == (
         f"MIRI F1130W ({models[1].meta.filename}); "
-        f"NIRCAM F444W CLEAR ({models[0].meta.filename}, {models[2].meta.filename})"
+        f"NIRCAM F444W CLEAR ({models[0].meta.filename}, {models[2].meta.filename}); match them apart"
     )
     caplog.clear()
     step.call(models[::2])

@@ -366,13 +366,13 @@ def handy_factor(exposures: Sequence[Exposure]) -> float:
     float
         1 for values of the usual size, else a power of 2 that brings typical values of most exposures near 1.
     """
-    typical = next(filter(None, map(_size, exposures)), 1.0)
-    if _is_usual(typical):
+    ends = [next(filter(None, map(_size, order)), 1.0) for order in (exposures, reversed(exposures))]
+    if all(map(_is_usual, ends)):
         return 1.0
     some = np.unique(np.linspace(0, len(exposures) - 1, _ASKED).astype(int))
-    sizes = [size for i in some if (size := _size(exposures[i]))]
-    typical = float(np.median(sizes)) if sizes else typical
-    return 1.0 if _is_usual(typical) else 2.0 ** -round(np.log2(typical))
+    sizes = [size for i in some if (size := _size(exposures[i]))] or ends
+    typical = np.exp(np.median(np.log(sizes)))
+    return 1.0 if _is_usual(typical) else float(2.0 ** -round(np.log2(typical)))
 
 
 def _is_usual(size: float) -> bool:

@@ -24,6 +24,7 @@ _WILD = 100.0  # times the scatter of most: the levels of others are not measure
 _MOST_PARTNERS = 100
 _SAME = 0.15  # relative difference of the noise of exposures that count alike
 _OUTLIER = 4.0  # standard deviations
+_REFINEMENTS = 2
 _BRIGHT = 0.3  # of the median of a pattern: ratios to fainter pixels tell little
 
 
@@ -164,7 +165,11 @@ def _columns(shape: tuple[int, ...]) -> list[slice]:
 
 
 def _factors(values: np.ndarray, serves: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Levels and factors relative to a common pattern, from the logarithms of its bright pixels."""
+    """
+    Levels and factors relative to a common pattern.
+
+    From the logarithms of its bright pixels; then from the differences that are left in all pixels.
+    """
     start = _medians(values)
     for name, level in zip(names, start, strict=True):
         if level <= 0:
@@ -172,6 +177,8 @@ def _factors(values: np.ndarray, serves: np.ndarray, names: Sequence[str]) -> tu
     with np.errstate(invalid="ignore"):
         logarithms = np.log(np.where(values > _BRIGHT * start[:, None], values, np.nan))
     level = np.exp(_levels(logarithms, serves))
+    for _ in range(_REFINEMENTS):  # of noisy values, the mean logarithm is too low
+        level = level * _levels(values / level[:, None], serves)
     return level, level / np.nanmedian(level) if np.isfinite(level).any() else level
 
 

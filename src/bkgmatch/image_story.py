@@ -36,12 +36,12 @@ def story(backgrounds: ImageBackgrounds, unit: str, done: str) -> Iterator[tuple
     made = np.array([status == MADE for status in backgrounds.status])
     kinds = Counter(frozenset((name, *m)) for name, m in zip(backgrounds.names, backgrounds.members, strict=True) if m)
     sets = f"{len(kinds)} set{'s' * (len(kinds) != 1)}"
-    line = f"{made.sum()} of {len(made)} exposures have a background, from {sets} of exposures: {done}"
-    yield not made.all(), line
+    what = f": {done}" if made.any() else ""
+    yield not made.all(), f"{made.sum()} of {len(made)} exposures have a background, from {sets} of exposures{what}"
     known = np.flatnonzero(made).tolist()
     names, lines = [backgrounds.names[i] for i in known], [_numbers(backgrounds, i, unit) for i in known]
     level, rms = backgrounds.level[known], backgrounds.rms[known]
-    yield from ((False, line) for line in each_or_all(lines, names, level, rms, unit))
+    yield from ((False, line) for line in each_or_all(lines, names, level, rms, unit, spread="rms"))
     for i, (name, status) in enumerate(zip(backgrounds.names, backgrounds.status, strict=True)):
         if status != MADE:
             yield True, f"{name} has no background: {status}"

@@ -104,7 +104,7 @@ def _of_levels(match: LevelMatch, unit: str, done: str) -> Iterator[str]:
 
 def _level(match: LevelMatch, i: int, unit: str) -> str:
     level = f"level {match.level[i]:.6g} +- {match.sigma[i]:.2g}{spaced(unit)}"
-    if not match.slope.any():
+    if not np.nan_to_num(match.slope).any():
         return level
     slopes = zip(match.slope[i], match.slope_sigma[i], strict=True)
     return f"{level}, slope " + ", ".join(f"{slope:.3g} +- {sigma:.1g}" for slope, sigma in slopes) + " per arcsec"

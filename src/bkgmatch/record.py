@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _FIRST_COLUMNS = {"exposures": "name", "pairs": "first"}
+_OTHER_FORMATS = (".asdf", ".csv", ".fit", ".fits", ".html", ".json")
 
 
 def exposure_table(match: SkyMatch, options: SkyMatchOptions, *, unit: str = "", **parameters: object) -> Table:
@@ -353,6 +354,10 @@ def check_tables(path: str | Path) -> None:
             raise ValueError(f"save_table={table} exists and is no table of bkgmatch; choose another name")
         if is_there(table) and _has_column(table, _FIRST_COLUMNS[other]):
             raise ValueError(f"save_table={table} exists and is a table of {other}; choose another name")
+        if table.suffix.lower() in _OTHER_FORMATS:
+            raise ValueError(
+                f"save_table={table}: tables are written as ECSV, which is text; let the name end in .ecsv"
+            )
 
 
 def _has_column(path: Path, name: str) -> bool:

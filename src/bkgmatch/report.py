@@ -323,9 +323,8 @@ class _Report:
             png = draw.corrections(names, value, self.sigma[rows], self.component[rows], self.label)
             known = value[np.isfinite(value)]
             told = f"from {known.min():.4g} to {known.max():.4g} {self.unit}" if known.size else "none is known"
-            yield figure(
-                png, f"Corrections of {len(rows)} exposures{_of(group)} with errors, {told}", group, size="wide"
-            )
+            bars = "" if self.step == "ImageForImageStep" else " with errors"
+            yield figure(png, f"Corrections of {len(rows)} exposures{_of(group)}{bars}, {told}", group, size="wide")
         if self.step == "ImageForImageStep":
             yield paragraph("Levels of the exposures before their background images are subtracted.")
         else:

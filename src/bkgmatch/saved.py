@@ -38,7 +38,7 @@ _HAVE_LEVELS, _HAVE_NONE = ("matched", "measured", "fixed"), ("background", "no 
 _OUR_SUFFIX = re.compile("_(levelmatch|mrsimatch|i4i)$")
 _NOT_LEVELS = {
     "ImageForImageStep": (
-        "it is a table of ImageForImageStep, which has no images; subtract its *_i4ibkg.fits, or run the step"
+        "it is a table of ImageForImageStep, whose backgrounds are the images *_i4ibkg.fits; subtract them or run it"
     ),
     "MRSIMatchStep": "it is a table of MRSIMatchStep, whose polynomials only the step subtracts; run it",
 }

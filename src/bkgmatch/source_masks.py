@@ -14,6 +14,7 @@ from bkgmatch.image_stack import ImageStack
 from bkgmatch.masks import inside_regions
 from bkgmatch.mosaics import Canvas, Mosaic
 from bkgmatch.options import ImageForImageOptions
+from bkgmatch.progress import Progress
 
 __all__ = ["SourceGuide", "mask_sources"]
 
@@ -78,20 +79,35 @@ def mask_sources(
     mosaic = guide.mosaic and _without_zeros(guide.mosaic)
     covered = _covered(stack, guide.mask or mosaic)
     given = guide.mask if mosaic is None else _in_given(mosaic, options, members)
-    own: list[Mosaic] = []
     _paint(stack, guide, given, {})
-    if guide.mask is None and members:
-        exposures = stack.exposures
-        fields = Canvas.of([e.wcs for e in exposures], stack.shape, [e.name for e in exposures])
-        for number in range(options.maxiters - (given is not None)):
+    own = _searched(stack, options, guide, given, members, work) if guide.mask is None and members else []
+    return [mask for mask in (given, *own) if mask is not None], covered
+
+
+def _searched(
+    stack: ImageStack,
+    options: ImageForImageOptions,
+    guide: SourceGuide,
+    given: Mosaic | None,
+    members: float,
+    work: Work,
+) -> list[Mosaic]:
+    """Search for sources in mosaics, and mask them, until the masks hardly change any more."""
+    exposures = stack.exposures
+    fields = Canvas.of([e.wcs for e in exposures], stack.shape, [e.name for e in exposures])
+    own: list[Mosaic] = []
+    rounds = range(options.maxiters - (given is not None))
+    with Progress("Searching for sources (in rounds)", len(rounds)) as progress:
+        for number in rounds:
             find = partial(_in_mosaics, stack, fields, options, members, work)
-            found = work.once(find, "masks", number, stack.exposures, options, guide)
+            found = work.once(find, "masks", number, exposures, options, guide)
             before, own = own, [field.holding(*mask) for field, mask in zip(fields, found, strict=True)]
             owners = {i: mask for field, mask in zip(fields, own, strict=True) for i in field.members}
             _paint(stack, guide, given, owners)
+            progress.advance()
             if _settled(before, own):
                 break
-    return [mask for mask in (given, *own) if mask is not None], covered
+    return own
 
 
 def _in_mosaics(

@@ -22,6 +22,7 @@ def each_or_all(
     unit: str,
     *,
     title: str = "Levels",
+    spread: str = "errors",
     few: int = LISTED,
 ) -> Iterator[str]:
     """
@@ -39,6 +40,8 @@ def each_or_all(
         Unit of the levels.
     title : str
         What they are.
+    spread : str
+        What ``sigma`` is.
     few : int
         Number of exposures that have a line each.
 
@@ -61,7 +64,7 @@ def each_or_all(
     low, high = int(np.argmin(level)), int(np.argmax(level))
     yield (
         f"{title} of {len(lines)} exposures: from {level[low]:.6g} ({names[low]}) to {level[high]:.6g} ({names[high]})"
-        f"{spaced(unit)}, errors {sigma.min():.2g} to {sigma.max():.2g}; all are in the headers, and in the table "
+        f"{spaced(unit)}, {spread} {sigma.min():.2g} to {sigma.max():.2g}; all are in the headers, and in the table "
         "if it is saved"
     )
 

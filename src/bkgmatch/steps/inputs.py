@@ -73,8 +73,21 @@ def check_inputs(init: Any) -> list[Path]:
     check_listed_once(files)
     missing = [str(f) for f in files if not is_there(f)]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(files)} inputs do not exist: {', '.join(missing[:5])}")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} inputs do not exist: {', '.join(missing[:5])}; {_where(init, missing)}"
+        )
     return [] if _has_models(init) else files
+
+
+def _where(init: Any, missing: Sequence[str]) -> str:
+    """Say where inputs that are not there are looked for."""
+    if is_association(init):
+        return (
+            "names in an association are relative to its folder: put them there, or make it again with 'bkgmatch asn'"
+        )
+    if any("*" in file for file in missing):
+        return "patterns such as *_cal.fits are for the shell, or for glob.glob in Python"
+    return "check the names"
 
 
 def check_outputs(step: Step, files: list[Path], given: Any = None) -> None:
@@ -393,6 +406,7 @@ def input_files(init: Any) -> list[Path]:
     if isinstance(init, dict):
         return _members(init, Path.cwd(), "the association")
     if not isinstance(init, str | Path):
+        _check_kind(init)
         return []
     if not is_association(init):
         return [located(init)]
@@ -408,6 +422,14 @@ def input_files(init: Any) -> list[Path]:
             "'bkgmatch asn *_cal.fits --product mosaic'"
         ) from error
     return _members(association, located(init).parent, f"the association {init}")
+
+
+def _check_kind(init: Any) -> None:
+    """Raise TypeError if a step can do nothing with what it is given."""
+    if not (init is None or _has_models(init)):
+        raise TypeError(
+            f"there are no exposures in {type(init).__name__}; give an association, files, models or a library"
+        )
 
 
 def _json_fault(path: Path) -> str:

@@ -192,7 +192,9 @@ class LibraryExposures:
         if len(kinds) > 1:
             few_first = sorted(kinds.items(), key=lambda kind: len(kind[1]))
             found = "; ".join(f"{band} ({some(names)})" for band, names in few_first)
-            log.warning("Exposures of several instruments or filters are matched with each other: %s", found)
+            log.warning(
+                "Exposures of several instruments or filters are matched with each other: %s; match them apart", found
+            )
 
     def check_levels(self, saved: SavedLevels, rows: Sequence[str]) -> None:
         """Raise ValueError if levels of a table, by their names in it, are not those of the exposures as they are."""
@@ -408,8 +410,11 @@ def _previous_level(model: JwstDataModel, name: str, *, subtract: bool) -> float
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Names, those that several models in memory share with a number."""
+    """Names, those that several models in memory share with a number, and a warning."""
     shared, seen = Counter(names), Counter[str]()
+    twice = [name for name, count in shared.items() if count > 1]
+    if twice:
+        log.warning("Several models have the same name: %s; they are taken for different exposures", some(twice))
     unique = []
     for name in names:
         seen[name] += 1
