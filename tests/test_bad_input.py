@@ -261,12 +261,27 @@ def test_levels_that_are_subtracted_already(files, offline, tmp_path):
 def test_missing_member(files, offline, in_memory):
     asn = association(files)
     files[1].unlink()
-    has(refused(asn, offline, FileNotFoundError, in_memory=in_memory), SECOND, "1 of 3", "not exist")
+    message = refused(asn, offline, FileNotFoundError, in_memory=in_memory)
+    has(message, SECOND, "1 of 3", "not exist", "relative to its folder")
 
 
 def test_missing_file_of_a_list(files, offline):
     files[1].unlink()
     has(refused([str(file) for file in files], offline, FileNotFoundError), SECOND, "1 of 3", "not exist")
+
+
+def test_a_pattern(offline):
+    has(refused(["x*_cal.fits"], offline, FileNotFoundError), "x*_cal.fits", "for the shell")
+
+
+@pytest.mark.parametrize("given", [5, {1, 2}, object()])
+def test_what_is_no_exposure(offline, given):
+    has(refused(given, offline, TypeError), type(given).__name__, "give an association, files, models or a library")
+
+
+@pytest.mark.parametrize("name", ["levels.fits", "levels.FITS", "levels.csv"])
+def test_a_table_of_another_format(files, offline, name):
+    has(refused(association(files), offline, save_table=str(offline / name)), name, "ECSV", "end in .ecsv")
 
 
 @pytest.mark.parametrize("name", ["nothing.fits", "nothing.json"])
@@ -307,13 +322,14 @@ def test_the_same_file_twice(files, offline, kind):
 
 
 @pytest.mark.parametrize("container", [list, ModelContainer, ModelLibrary])
-def test_models_in_memory_may_share_a_name(files, container):
+def test_models_in_memory_may_share_a_name(files, caplog, container):
     models = [datamodels.open(file) for file in files]
     for model in models:
         model.meta.filename = "same_cal.fits"
     found = accepted(container(models), save_table="levels.ecsv")
     np.testing.assert_allclose([level for level, _ in found], (0, 2, 6), atol=1e-6)
     assert list(Table.read("levels.ecsv")["name"]) == [f"same_cal.fits[{n}]" for n in (1, 2, 3)]
+    assert "Several models have the same name: same_cal.fits; they are taken for different exposures" in caplog.text
 
 
 def test_exposures_in_different_units(files, offline):

@@ -101,6 +101,15 @@ def test_fixed_exposures_share_a_line():
     assert list(level_story.story(match, UNIT, "")) == [(False, line) for line in said[:2]]
 
 
+def test_constants_are_told_without_slopes_beside_an_exposure_without_any():
+    match = LevelMatch(
+        ("a", "b"), np.array([0, -1]), np.zeros((2, 2)), np.array([1.0, np.nan]), np.array([[0.0, 0], [np.nan] * 2]),
+        np.zeros((2, 3, 3)), ("matched", "no good pixels"), np.zeros(2, bool), ("mean",),
+        LevelPairs(*np.zeros((9, 0))),
+    )  # fmt: skip
+    assert (False, "a: level 1 +- 0 MJy/sr, subtracted") in list(level_story.story(match, UNIT, "subtracted"))
+
+
 def test_pairs_that_differ_from_what_others_say_are_named():
     residual, trust, ones = np.array([0.05, -0.7, 0.9]), np.array([1.0, 0.2, 0.0]), np.ones(3)
     pairs = LevelPairs(
@@ -125,6 +134,21 @@ def test_backgrounds_of_exposures_full_of_sources():
     )  # fmt: skip
     warnings = [line for is_warning, line in image_story.story(found, UNIT, "subtracted") if is_warning]
     assert warnings == ["b: 51 % of its pixels are on sources; the background is made of what is left"]
+
+
+@pytest.mark.parametrize("status", ["made", "no good pixels"])
+def test_what_is_told_of_many_backgrounds(status):
+    ones = np.ones(7)
+    found = ImageBackgrounds(
+        tuple("abcdefg"), (status,) * 7, (("a",),) * 7, ones, 0.2 * ones, 0 * ones, 0 * ones, ones, ones, (), ()
+    )
+    lines = [line for _, line in image_story.story(found, UNIT, "subtracted")]
+    if status == "made":
+        assert lines[0].endswith(": subtracted")
+        assert "MJy/sr, rms 0.2 to 0.2; all" in lines[1]
+    else:
+        assert lines[0].startswith("0 of 7 exposures have a background")
+        assert "subtracted" not in lines[0]
 
 
 def test_polynomials_that_are_held_are_told():
