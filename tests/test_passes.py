@@ -394,6 +394,19 @@ def test_a_ghost_on_one_of_two(part, bright):
     assert abs(np.mean(shifts)) < 1.1
 
 
+def test_a_noisy_exposure_with_a_steep_tilt_is_not_held():
+    """The start leaves less of its tilt than its noise: else its cells would pass for outliers."""
+    rng, n, size, noise = np.random.default_rng(4), 5, 96, 0.01
+    tilt = np.array([0.0, 200.0, -100.0])
+    cutouts = [cut((0, size, 0, size), rng.normal(0, noise, (size, size)), noise**2) for _ in range(n - 1)]
+    noisy = cut(
+        (0, size, 0, size), lambda x, y: plane(tilt, x, y) + rng.normal(0, 100 * noise, x.shape), 1e4 * noise**2
+    )
+    start = start_solution(n, fit_pairs([*cutouts, noisy], list(combinations(range(n), 2)), 3, UNIT), UNIT)
+    left = start.coefficients[-1] - start.coefficients[0] - tilt
+    assert (np.abs(left) * [1, size / UNIT, size / UNIT] < 0.5 * 100 * noise).all()
+
+
 @pytest.mark.parametrize("p", [1, 3])
 def test_a_robust_fit_of_a_pair(p):
     """With a fifth of the cells spoilt, all in the same direction."""

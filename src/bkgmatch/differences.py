@@ -337,7 +337,7 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
     p = fits.estimate.shape[1]
     noise = _noise_factors(n, fits)
     normal = fits.normal / _times_expected(noise, fits)[:, None, None]
-    prior = _start_prior(normal[:, 0, 0]) * (np.arange(p) > 0) if len(fits.first) else None
+    prior = _start_prior(n, fits, normal[:, 0, 0])[:, None] * (np.arange(p) > 0) if len(fits.first) else None
     coefficients = np.zeros((n, p))
     trust = np.ones(len(fits.first))
     rhs = _times(normal, fits.estimate)
@@ -360,9 +360,12 @@ def _times_expected(noise: np.ndarray, fits: PairFits) -> np.ndarray:
     return (noise[fits.first] * one + noise[fits.second] * two) / (one + two)
 
 
-def _start_prior(weights: np.ndarray) -> float:
-    """Weight that holds tilts in common: small among those of pairs, and not lost in rounding of the largest."""
-    return max(1e-6 * float(np.median(weights)), 1e-9 * float(weights.max()))
+def _start_prior(n: int, fits: PairFits, weights: np.ndarray) -> np.ndarray:
+    """Weights that hold tilts: small beside those of an exposure's pairs, and not lost in rounding of the largest."""
+    largest = np.zeros(n)
+    for members in (fits.first, fits.second):
+        np.maximum.at(largest, members, weights)
+    return np.maximum(1e-6 * largest, 1e-9 * weights.max())
 
 
 def _noise_factors(n: int, fits: PairFits) -> np.ndarray:
