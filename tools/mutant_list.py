@@ -50,6 +50,11 @@ MUTANTS = [
             "np.arange(component.max() + 1)) * 0.6745",
         ),
         (
+            "what counts as far off is measured in all mosaics together",
+            "np.maximum(scatter, least)[component]",
+            "max(np.median(pulls) / 0.6745, least)",
+        ),
+        (
             "residuals have the wrong sign of the second level",
             "(level[groups[offsets.first]] - level[groups[offsets.second]])",
             "(level[groups[offsets.first]] + level[groups[offsets.second]])",
@@ -60,6 +65,7 @@ MUTANTS = [
             "solve::test_coefficients_against_dense_least_squares "
             "solve::test_other_weights_by_the_same_factors "
             "solve::test_robust_weights_are_relative_to_the_scatter "
+            "solve::test_robust_weights_of_a_mosaic_do_not_depend_on_others "
             "solve::test_solve_offsets_recovers_levels"
         ),
     ),
@@ -388,6 +394,11 @@ MUTANTS = [
             "normal = fits.normal",
         ),
         (
+            "the start of a noisy exposure is held as tightly as others",
+            "1e-6 * largest",
+            "1e-6 * np.median(weights)",
+        ),
+        (
             "products are summed in single precision",
             "functions = np.concatenate([share, share * x, share * y][:p])",
             "functions = np.concatenate([share, share * x, share * y][:p]).astype(np.float32)",
@@ -395,7 +406,8 @@ MUTANTS = [
         tests=(
             "properties/test_matching_properties::test_scenes_in_which_an_exposure_of_another_scale_did_disturb_others "
             "properties/test_matching_properties::test_errors_that_are_much_too_small_are_seen_in_three_exposures "
-            "passes::test_a_common_cell_determines_no_tilt"
+            "passes::test_a_common_cell_determines_no_tilt "
+            "passes::test_a_noisy_exposure_with_a_steep_tilt_is_not_held"
         ),
     ),
     *_bugs(
@@ -428,9 +440,15 @@ MUTANTS = [
             "use = sums > (_ROUNDING * (size[first] + size[second])) ** 2",
             "use = sums > 0",
         ),
+        (
+            "factors are those of mean logarithms",
+            "for _ in range(_REFINEMENTS):",
+            "for _ in range(0):",
+        ),
         tests=(
             "image_backgrounds::test_an_exposure_of_another_scale_disturbs_none "
-            "image_backgrounds::test_copies_that_differ_by_rounding_tell_of_no_noise"
+            "image_backgrounds::test_copies_that_differ_by_rounding_tell_of_no_noise "
+            "image_backgrounds::test_factors_of_exposures_of_unequal_noise"
         ),
     ),
     *_bugs(
