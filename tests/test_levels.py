@@ -104,6 +104,19 @@ def test_bad_pixels_of_one_exposure_that_are_not_flagged(bad):
     assert np.sqrt(np.mean(np.square(pulls))) < 2
 
 
+def test_an_exposure_that_only_touches_others_has_no_effect_on_them():
+    """Of whatever level: where it begins, it would pass for structure of the sky."""
+    size, found = (40, 40), []
+    for level in (0.0, 1000.0):
+        places = ((0, 0), (36, 0), (20, 39))
+        wcss = [tan(shape=size, shift=shift) for shift in places]
+        data = [noise(size, seed=k, level=level if k == 2 else 3.0 * k) for k in range(3)]
+        found.append(match_levels([exposure(f"e{k}", data[k], wcs) for k, wcs in enumerate(wcss)], options()))
+    assert [one.status for one in found] == [("matched", "matched", "no overlap")] * 2
+    np.testing.assert_allclose(found[1].level[:2], found[0].level[:2], atol=1e-9)
+    np.testing.assert_allclose(found[1].sigma[:2], found[0].sigma[:2], rtol=1e-9)
+
+
 def test_one_exposure_in_a_usual_unit():
     """The others, in one whose squares single precision does not hold, are matched as if it were not there."""
     exposures = [e if k == 0 else e.times(1e-17) for k, e in enumerate(mosaic(levels=(9.0, 1.0, 4.0, 1.5, 3.0)))]

@@ -528,8 +528,9 @@ def sum_patch(
     p = start.coefficients.shape[1]
     y0, x0 = where[0] * PATCH, where[1] * PATCH
     value, weight = _stack(numbers, cutouts, y0, x0, start)
-    seen = (weight > 0).any(axis=(1, 2))
-    numbers, value, weight = numbers[seen], value[seen], weight[seen]
+    # Others, perhaps of another level, would pass for structure of the sky where they begin.
+    shares = (weight[:, np.count_nonzero(weight, axis=0) > 1] > 0).any(axis=1)
+    numbers, value, weight = numbers[shares], value[shares], weight[shares]
     x, y, value, weight = _good_cells(value, weight, np.array([cutouts[i].smoothing for i in numbers]))
     x, y = ((axis - (PATCH - 1) / 2) / start.unit for axis in (x, y))
     middle = (np.array([x0, y0]) + (PATCH - 1) / 2) / start.unit
