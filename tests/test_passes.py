@@ -834,14 +834,25 @@ def test_a_cosmic_ray_is_not_structure_of_the_sky():
     np.testing.assert_array_equal(weight, expected)
 
 
-@pytest.mark.parametrize("bad", [50.0, -50.0])
+@pytest.mark.parametrize("bad", [50.0, -50.0, 4.5, 4.0])
 def test_a_bad_cell_of_one_of_two_is_not_structure_of_the_sky(bad):
-    """Both lose it, but nothing else: a curved sky would make all around it uncertain."""
+    """Both lose it from 3 sqrt(2) on, but nothing else: a curved sky would make all around it uncertain."""
     value = np.zeros((2, PATCH, PATCH), dtype=np.float32)
     value[0, 60, 60] = bad
     x, y, _, weight = _good_cells(value, np.ones_like(value), np.ones(2))
-    near = (abs(x - 60) <= 1) & (abs(y - 60) <= 1)
+    near = (abs(x - 60) <= 1) & (abs(y - 60) <= 1) & (abs(bad) > 3 * np.sqrt(2))
     np.testing.assert_array_equal(weight, np.where(near, 0, np.ones((2, 1))))
+
+
+def test_structure_of_the_sky_adds_the_variance_of_interpolation():
+    """A tenth of the second difference, along rows and columns; a star of one cell has it in the cells around, too."""
+    value = np.zeros((2, PATCH, PATCH), dtype=np.float32)
+    value[:, 60, 60] = 100.0
+    x, y, _, weight = _good_cells(value, np.ones_like(value), np.ones(2))
+    at = (x == 60) & (y == 60)
+    np.testing.assert_allclose(weight[:, at], 1 / (1 + 2 * (0.1 * 200) ** 2), rtol=1e-5)
+    assert (weight[:, (abs(x - 60) <= 1) & (abs(y - 60) <= 1)] < 0.01).all()
+    np.testing.assert_array_equal(weight[:, (abs(x - 60) > 2) | (abs(y - 60) > 2)], 1)
 
 
 # Errors, one right-hand side for each exposure
