@@ -171,15 +171,20 @@ def _factors(values: np.ndarray, serves: np.ndarray, names: Sequence[str]) -> tu
     From the logarithms of its bright pixels; then from the differences that are left in all pixels.
     """
     start = _medians(values)
-    for name, level in zip(names, start, strict=True):
-        if level <= 0:
-            raise ValueError(f"{name}: its level {level:.4g} is not positive; use scale='additive'")
+    _check_positive(start, names)
     with np.errstate(invalid="ignore"):
         logarithms = np.log(np.where(values > _BRIGHT * start[:, None], values, np.nan))
     level = np.exp(_levels(logarithms, serves))
     for _ in range(_REFINEMENTS):  # of noisy values, the mean logarithm is too low
         level = level * _levels(values / level[:, None], serves)
+        _check_positive(level, names)
     return level, level / np.nanmedian(level) if np.isfinite(level).any() else level
+
+
+def _check_positive(levels: np.ndarray, names: Sequence[str]) -> None:
+    for name, level in zip(names, levels, strict=True):
+        if level <= 0:
+            raise ValueError(f"{name}: its level {level:.4g} is not positive; use scale='additive'")
 
 
 def _noise(alike: np.ndarray, sigma: np.ndarray, serves: np.ndarray, place: np.ndarray) -> np.ndarray:
