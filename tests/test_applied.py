@@ -274,7 +274,7 @@ def test_tables_of_units_that_are_not_known(tmp_path):
     ("column", "parts"),
     [
         ("first", ["table of pairs", "_pairs"]),
-        ("n_members", ["ImageForImageStep", "run the step"]),
+        ("n_members", ["ImageForImageStep", "_i4ibkg.fits"]),
         ("coefficients", ["MRSIMatchStep", "run it"]),
     ],
 )
