@@ -543,7 +543,7 @@ def test_small_overlaps_are_rejected_when_asked():
     small = plain.pairs.npix < 0.6 * plain.pairs.npix.mean()
     assert 2 <= small.sum() <= 4
     np.testing.assert_array_equal(found.pairs.trust == 0, small)
-    np.testing.assert_allclose(found.pairs.npix, plain.pairs.npix, rtol=0.1)  # outliers are about another start
+    np.testing.assert_array_equal(found.pairs.npix, plain.pairs.npix)
     assert np.abs(found.level - plain.level).max() > 1e-6
     assert (np.abs(found.level - (TRUE - TRUE.mean())) < 4.5 * found.sigma).all()
 
@@ -770,7 +770,7 @@ def test_science_does_not_follow_lyot():
     one_tile, science = one_lyot_tile()
     both = match_levels(one_tile, options(reference="t0d0science"))
     only = match_levels([one_tile[k] for k in science], options(reference="t0d0science"))
-    np.testing.assert_allclose(both.level[science], only.level, atol=0.5 * only.sigma.max())
+    np.testing.assert_allclose(both.level[science], only.level, atol=0.3 * only.sigma.max())
     assert both.level[science].mean() == pytest.approx(0, abs=1e-9)  # the reference is science
 
 
