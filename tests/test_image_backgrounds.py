@@ -1038,6 +1038,18 @@ def test_levels_of_exposures_that_see_different_parts_of_the_pattern():
     np.testing.assert_allclose(found.level - found.level[0], true - true[0], atol=0.01)
 
 
+@pytest.mark.parametrize("seed", [2, 29])
+def test_levels_whose_median_only_is_positive_are_refused(seed):
+    """Noise ten times the level: the differences from others tell that it is less than zero."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(1, 0.05, (4, 400))
+    values[0] = rng.normal(0.1, 3, 400)
+    assert np.median(values[0]) > 0
+    serves = ~np.eye(4, dtype=bool)
+    with pytest.raises(ValueError, match=r"a: its level .* is not positive"):
+        image_samples.measure_standards(values.astype(np.float32), np.ones(400), serves, "multiplicative", list("abcd"))
+
+
 @pytest.mark.parametrize("true", [(1.0, 4.0, 9.0, 2.0, 2.0), (1e-4, 1.0, 1.0, 25.0, 1.0), (1e24, 1.0, 4.0, 2.0, 1.0)])
 def test_variances_are_those_whose_sums_are_given(true):
     true = np.array(true)

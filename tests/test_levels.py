@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from common import EMPTY, IMAGES, PLACES, SHAPE, TWINS, exposure, few, noise, tan
 
+from bkgmatch import neighbourhoods
 from bkgmatch.execution import threads
 from bkgmatch.exposures import LYOT, Exposure
 from bkgmatch.levels import match_levels
@@ -536,6 +537,23 @@ def test_sources_are_masked_when_asked():
     assert found.pairs.npix[0] < 0.8 * plain.pairs.npix[0]
 
 
+def test_a_wrong_start_is_forgotten(monkeypatch):
+    """What is clipped about a start that is wrong by 0.1 of the noise would draw the levels by an error or two."""
+    size = (200, 200)
+    images = [noise(size, seed=k, level=k) for k in range(3)]
+    exposures = [exposure(f"e{k}", image, tan(shape=size, shift=(3 * k, 5 * k))) for k, image in enumerate(images)]
+    plain = match_levels(exposures, options())
+    start_solution = neighbourhoods.start_solution
+
+    def wrong(*args):
+        start = start_solution(*args)
+        return replace(start, coefficients=start.coefficients + 0.01 * np.array([[1], [0], [-1]]))
+
+    monkeypatch.setattr(neighbourhoods, "start_solution", wrong)
+    found = match_levels(exposures, options())
+    assert (np.abs(found.level - plain.level) < 0.4 * plain.sigma).all()
+
+
 def test_small_overlaps_are_rejected_when_asked():
     """Those of the diagonal neighbours: a quarter of the others."""
     found = match_levels(mosaic(angles=False), options(min_area_percent=0.6))
@@ -543,7 +561,7 @@ def test_small_overlaps_are_rejected_when_asked():
     small = plain.pairs.npix < 0.6 * plain.pairs.npix.mean()
     assert 2 <= small.sum() <= 4
     np.testing.assert_array_equal(found.pairs.trust == 0, small)
-    np.testing.assert_array_equal(found.pairs.npix, plain.pairs.npix)
+    np.testing.assert_allclose(found.pairs.npix, plain.pairs.npix, rtol=0.02)  # other cells are outliers
     assert np.abs(found.level - plain.level).max() > 1e-6
     assert (np.abs(found.level - (TRUE - TRUE.mean())) < 4.5 * found.sigma).all()
 
@@ -739,8 +757,8 @@ def test_passes_that_are_not_needed_are_left_out():
     assert set(found.pairs.step) == {"dithers", "combine_nircam_short"}
 
 
-def lyot_mosaic(rng, *, offset=1.5, tilt=0.0):
-    """Two tiles x three dithers of images of which the upper left corner is a part of its own."""
+def lyot_mosaic(rng, *, offset=1.5, tilt=0.0, most=np.inf):
+    """Two tiles x three dithers of images whose upper left corner is a part of its own; noise up to the most."""
     corner = np.zeros(SHAPE, bool)
     corner[24:, :24] = True
     exposures, levels = [], []
@@ -749,7 +767,7 @@ def lyot_mosaic(rng, *, offset=1.5, tilt=0.0):
             wcs = tan(30.0, -20.0, shape=SHAPE, shift=(40 * t + 6 * d, 4 * d))
             x = np.arange(SHAPE[1])
             base = 2.0 * t + 0.2 * d
-            data = rng.normal(base, 0.02, SHAPE) + corner * (offset + tilt * x)
+            data = base + rng.normal(0, 0.02, SHAPE).clip(-most, most) + corner * (offset + tilt * x)
             for part, good in ((LYOT, corner), ("science", ~corner)):
                 exposures.append(exposure(f"t{t}d{d}{part}", data, wcs, good=good, tile=f"t{t}", part=part))
                 levels.append(base + (offset if part == LYOT else 0.0))
@@ -770,13 +788,13 @@ def test_science_does_not_follow_lyot():
     one_tile, science = one_lyot_tile()
     both = match_levels(one_tile, options(reference="t0d0science"))
     only = match_levels([one_tile[k] for k in science], options(reference="t0d0science"))
-    np.testing.assert_allclose(both.level[science], only.level, atol=0.3 * only.sigma.max())
+    np.testing.assert_allclose(both.level[science], only.level, atol=0.1 * only.sigma.max())
     assert both.level[science].mean() == pytest.approx(0, abs=1e-9)  # the reference is science
 
 
 def one_lyot_tile():
     """A tile whose Lyot field is tilted by 0.1 per arcsec to the west; which of it is science."""
-    exposures, _ = lyot_mosaic(np.random.default_rng(3), tilt=0.01)
+    exposures, _ = lyot_mosaic(np.random.default_rng(3), tilt=0.01, most=0.03)  # no outliers, which both would tell
     one_tile = [e for e in exposures if e.tile == "t0"]
     return one_tile, [k for k, e in enumerate(one_tile) if e.part != LYOT]
 

@@ -15,6 +15,7 @@ from bkgmatch.differences import (
     PairSums,
     Start,
     _good_cells,
+    better_start,
     fit_pair,
     fit_pairs,
     join_sums,
@@ -823,6 +824,32 @@ def test_errors_grow_with_what_the_functions_leave():
     np.testing.assert_allclose(found.covariance, pull**2 * quiet.covariance, rtol=1e-9)
 
 
+def test_misfit_and_trust_are_those_of_each_mosaic():
+    """Two mosaics on one grid: of one all pairs contradict each other, of the other one pair does."""
+    rng = np.random.default_rng(21)
+    pairs = np.array(list(combinations(range(6), 2)))
+    first, second = np.concatenate([pairs, pairs + 6]).T
+    m, mosaic = len(pairs), np.repeat([0, 1], 6)
+    offset = np.concatenate([0.3 * rng.choice([-1.0, 1.0], m), rng.normal(0, 0.014, m)])
+    offset[m] += 0.2
+    level, normal = np.zeros(2 * m, dtype=int), np.full((2 * m, 1, 1), 5000.0)
+    sums = PairSums(
+        level, first, second, normal, normal[:, 0] * offset[:, None], normal[:, 0, 0], np.full(2 * m, 100.0)
+    )
+    every = Pass("all", False, mosaic, np.zeros(12, dtype=bool))
+
+    def solution(*mosaics):
+        some = sums.take(np.isin(mosaic[first], mosaics))
+        return solve_passes(np.arange(12), some, [every], every.held, np.full(12, 0.1), np.ones(len(some.first)))
+
+    both, alone = solution(0, 1), [solution(0), solution(1)]
+    np.testing.assert_allclose(both.trust, np.concatenate([one.trust for one in alone]), rtol=1e-6)
+    for k, one in enumerate(alone):
+        np.testing.assert_allclose(both.covariance[mosaic == k], one.covariance[mosaic == k], rtol=1e-6)
+    assert both.trust[m] < 0.5
+    assert both.covariance[0, 0, 0] > 20 * both.covariance[6, 0, 0]
+
+
 def test_a_cosmic_ray_is_not_structure_of_the_sky():
     """Of three exposures one is hit, and loses the cells around, too: the others keep their weights there."""
     value = np.zeros((3, PATCH, PATCH), dtype=np.float32)
@@ -834,13 +861,54 @@ def test_a_cosmic_ray_is_not_structure_of_the_sky():
     np.testing.assert_array_equal(weight, expected)
 
 
-@pytest.mark.parametrize("bad", [50.0, -50.0, 5.2, 4.7])
+def normal_noise(rng, n, side):
+    return [cut((0, side, 0, side), rng.normal(0, 1, (side, side))) for _ in range(n)]
+
+
+@pytest.mark.parametrize("wrong", [[0.1], [0.1, 0.01, -0.02]])
+def test_a_better_start_leaves_nothing_of_a_wrong_one(wrong):
+    """Clipping about a start that is wrong by 0.1 leaves 3 % of it; about the better one, less than a tenth of that."""
+    p = len(wrong)
+    cutouts = normal_noise(np.random.default_rng(7), 2, 4 * PATCH)
+    start = start_of(2, p, np.array([wrong, np.zeros(p)]))
+
+    def offset(start):
+        return measured(cutouts, p, [np.zeros(2, int)], start).offset()[0]
+
+    right = offset(start_of(2, p))
+    better = better_start(start, measured(cutouts, p, [np.zeros(2, int)], start))
+    assert abs(offset(start) - right) > 2e-3
+    assert abs(offset(better) - right) < 2e-4
+    np.testing.assert_array_equal(better.noise, start.noise)
+    assert better.unit == start.unit
+
+
+def test_a_bad_pair_does_not_spoil_a_better_start():
+    """A ghost in half of what the first two of six have in common."""
+    n, level = 6, np.arange(6.0)[:, None]
+    first, second = np.array(list(combinations(range(n), 2))).T
+    normal = np.full((len(first), 1, 1), 1e4)
+    offset = level[first] - level[second]
+    offset[0] += 0.5
+    none = np.zeros(len(first), dtype=int)
+    sums = PairSums(none, first, second, normal, normal[:, 0] * offset, np.ones(len(first)), np.full(len(first), 1e4))
+    found = better_start(start_of(n, 1, level + 0.1), sums).coefficients
+    np.testing.assert_allclose(found - found.mean(), level - level.mean(), atol=0.005)
+
+
+def test_a_better_start_is_none_without_pairs():
+    coefficients = np.array([[1.0, 2, 3], [4, 5, 6]])
+    found = better_start(start_of(2, 3, coefficients), join_sums([], 3))
+    np.testing.assert_array_equal(found.coefficients, coefficients)
+
+
+@pytest.mark.parametrize("bad", [50.0, -50.0, 4.5, 4.0])
 def test_a_bad_cell_of_one_of_two_is_not_structure_of_the_sky(bad):
-    """Both lose it from 3.5 sqrt(2) on, but nothing else: a curved sky would make all around it uncertain."""
+    """Both lose it from 3 sqrt(2) on, but nothing else: a curved sky would make all around it uncertain."""
     value = np.zeros((2, PATCH, PATCH), dtype=np.float32)
     value[0, 60, 60] = bad
     x, y, _, weight = _good_cells(value, np.ones_like(value), np.ones(2))
-    near = (abs(x - 60) <= 1) & (abs(y - 60) <= 1) & (abs(bad) > 3.5 * np.sqrt(2))
+    near = (abs(x - 60) <= 1) & (abs(y - 60) <= 1) & (abs(bad) > 3 * np.sqrt(2))
     np.testing.assert_array_equal(weight, np.where(near, 0, np.ones((2, 1))))
 
 

@@ -46,13 +46,13 @@ MUTANTS = [
         ),
         (
             "the robust scale is too small by 0.6745^2",
-            "np.arange(component.max() + 1)) / 0.6745",
-            "np.arange(component.max() + 1)) * 0.6745",
+            "np.arange(n)) / NORMAL_MEDIAN",
+            "np.arange(n)) * NORMAL_MEDIAN",
         ),
         (
             "what counts as far off is measured in all mosaics together",
-            "np.maximum(scatter, least)[component]",
-            "max(np.median(pulls) / 0.6745, least)",
+            "ndimage.median(pulls, component, np.arange(n)) /",
+            "np.full(n, np.median(pulls)) /",
         ),
         (
             "residuals have the wrong sign of the second level",
@@ -348,8 +348,8 @@ MUTANTS = [
         ),
         (
             "a value that differs is told from a mean that holds it as if it did not",
-            "smoothing[:, None] * np.maximum(1 - weight / total[several], _LEAST_FREEDOM)",
-            "smoothing[:, None]",
+            "allowed = weight / -total",
+            "allowed = np.zeros_like(weight)",
         ),
         (
             "the sky of strange cells is the stranger of two: cosmic rays pass for sky",
@@ -358,8 +358,8 @@ MUTANTS = [
         ),
         (
             "outliers are left out, but not what is beside them",
-            "ndimage.maximum_filter(outlier, (1, 3, 3))",
-            "outlier",
+            "rows, columns = np.indices((3, 3)).reshape(2, -1)",
+            "rows, columns = np.ones((2, 1), dtype=int)",
         ),
         (
             "the noise of a mean difference does not fall with the number of cells",
@@ -395,6 +395,16 @@ MUTANTS = [
             "normal = fits.normal",
         ),
         (
+            "a better start forgets the one that it is better than",
+            "coefficients=start.coefficients + change)",
+            "coefficients=change)",
+        ),
+        (
+            "a bad pair spoils the start",
+            "before, trust = trust, robust_trust(",
+            "before, _ = trust, robust_trust(",
+        ),
+        (
             "the start of a noisy exposure is held as tightly as others",
             "1e-6 * largest",
             "1e-6 * np.median(weights)",
@@ -408,6 +418,8 @@ MUTANTS = [
             "properties/test_matching_properties::test_scenes_in_which_an_exposure_of_another_scale_did_disturb_others "
             "properties/test_matching_properties::test_errors_that_are_much_too_small_are_seen_in_three_exposures "
             "passes::test_a_common_cell_determines_no_tilt "
+            "passes::test_a_better_start_leaves_nothing_of_a_wrong_one "
+            "passes::test_a_bad_pair_does_not_spoil_a_better_start "
             "passes::test_a_noisy_exposure_with_a_steep_tilt_is_not_held"
         ),
     ),
@@ -453,6 +465,15 @@ MUTANTS = [
         ),
     ),
     *_bugs(
+        "neighbourhoods.py",
+        (
+            "what is clipped about the start keeps some of its error",
+            "    start = better_start(start, sums.take(used))\n",
+            "",
+        ),
+        tests="levels::test_a_wrong_start_is_forgotten",
+    ),
+    *_bugs(
         "rejection.py",
         (
             "an overlap that is short for one of both exposures is rejected",
@@ -484,8 +505,13 @@ MUTANTS = [
         ),
         (
             "the misfit scales variances as if they were errors",
-            "return max(1.0, float(np.median(pulls)) / 0.6745) ** 2 if",
-            "return max(1.0, float(np.median(pulls)) / 0.6745) if",
+            "np.maximum(pulls, 1), 1)[component] ** 2",
+            "np.maximum(pulls, 1), 1)[component]",
+        ),
+        (
+            "variances grow with the misfit of another mosaic",
+            "np.maximum(pulls, 1), 1)[component] ** 2",
+            "np.maximum(pulls, 1), 1)[np.zeros_like(component)] ** 2",
         ),
         (
             "errors do not follow through earlier passes",
@@ -506,6 +532,7 @@ MUTANTS = [
             "passes::test_tied_passes_against_explicit_stacks "
             "passes::test_fixed_exposures_stay_and_others_join_them "
             "passes::test_errors_grow_with_what_the_functions_leave "
+            "passes::test_misfit_and_trust_are_those_of_each_mosaic "
             "passes::test_errors_against_a_right_hand_side_for_each_exposure "
             "levels::test_weight_methods"
         ),

@@ -5,7 +5,7 @@ Where several exposures see a cell, its sky is one unknown. Eliminating it gives
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import chain
 from typing import NamedTuple, TypeVar
@@ -23,6 +23,7 @@ __all__ = [
     "PairFits",
     "PairSums",
     "Start",
+    "better_start",
     "fit_pair",
     "fit_pairs",
     "patches",
@@ -47,7 +48,7 @@ _LEAST_NOISE = 1e-4  # of the given variance: images without noise differ by rou
 _RIDGE = 1e-9
 _NORMAL_MAD = 1.4826
 _PHASES = 0.94  # (1.4826 MAD)^2 / variance, where the variance of interpolated cells differs from cell to cell
-_CLIP = 3.5
+_CLIP = 3.0
 _LEAST_FREEDOM = 1e-4
 _INTERPOLATION = 0.1  # rms error of bilinear interpolation, as a fraction of the second difference
 _SIGNIFICANT = 9.0
@@ -284,11 +285,15 @@ def _robust_fit(terms: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarra
     residual = d - (np.median(d) if is_plane else _densest_half(d))
     centre = terms.mean(axis=0) * (np.arange(terms.shape[1]) > 0)
     centred = terms - centre
+    weights = np.zeros(len(d))
     for iteration in range(-_CAUCHY_ITERATIONS if is_plane else 0, _CORE_ITERATIONS):
+        before = weights
         if iteration < 0:
             weights = 1 / (1 + (residual / max(_ROBUST_LIMIT * _scale(residual), _TINY)) ** 2)
         else:
             weights = (np.abs(residual) <= _CORE_LIMIT * _core_scale(residual)).astype(float)
+        if np.array_equal(weights, before):
+            break
         normal = (centred * weights[:, None]).T @ centred
         normal[np.diag_indices(len(normal))] += _RIDGE * normal[0, 0]
         estimate = np.linalg.solve(normal, centred.T @ (weights * d))
@@ -312,8 +317,8 @@ def _scale(residual: np.ndarray) -> float:
 
 def _core_scale(residual: np.ndarray) -> float:
     """Return the scale of what is left when outliers are clipped."""
-    scale = _scale(residual)
-    return _scale(residual[np.abs(residual) <= _CORE_LIMIT * scale])
+    size = np.abs(residual)
+    return _scale(size[size <= _CORE_LIMIT * _scale(size)])
 
 
 def start_solution(n: int, fits: PairFits, unit: float) -> Start:
@@ -334,24 +339,62 @@ def start_solution(n: int, fits: PairFits, unit: float) -> Start:
     Start
         Coefficients with mean zero over each component, 0 for exposures without pairs.
     """
-    p = fits.estimate.shape[1]
     noise = _noise_factors(n, fits)
     normal = fits.normal / _times_expected(noise, fits)[:, None, None]
-    prior = _start_prior(n, fits, normal[:, 0, 0])[:, None] * (np.arange(p) > 0) if len(fits.first) else None
+    return Start(_agreed(n, fits.first, fits.second, normal, fits.estimate), noise, unit)
+
+
+def better_start(start: Start, sums: PairSums) -> Start:
+    """
+    Find a solution that a few bad pairs do not move, with the precision of all cells.
+
+    Parameters
+    ----------
+    start : Start
+        Approximate solution that was used for the sums.
+    sums : PairSums
+        Sums of the pairs.
+
+    Returns
+    -------
+    Start
+        The same noise, better coefficients.
+
+    Notes
+    -----
+    A clipped mean keeps a part of what the value in the middle of the clipping is wrong by: of normal errors, clipped
+    at c standard deviations, ``2 c phi(c) / (2 Phi(c) - 1)``, 3 % for c = 3; some times more where cells around a
+    clipped one are left out too. The mean of very many cells is more precise than that part of a start from some of
+    them, but not than that part of its own error.
+    """
+    left = sums.less(start.coefficients)
+    p = left.rhs.shape[1]
+    held = left.normal + _RIDGE * left.normal[:, :1, :1] * np.eye(p)
+    estimate = np.linalg.solve(held, left.rhs[:, :, None])[:, :, 0]
+    change = _agreed(len(start.noise), left.first, left.second, left.normal, estimate)
+    return replace(start, coefficients=start.coefficients + change)
+
+
+def _agreed(n: int, first: np.ndarray, second: np.ndarray, normal: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+    """Functions of exposures that agree best with those of pairs, but for a few; 0 for exposures without pairs."""
+    p = estimate.shape[1]
     coefficients = np.zeros((n, p))
-    trust = np.ones(len(fits.first))
-    rhs = _times(normal, fits.estimate)
-    system = NormalSystem(n, pair_equations(fits.first, fits.second, normal, rhs), prior=prior)
-    for iteration in range(_GRAPH_ITERATIONS if len(fits.first) else 0):
-        coefficients = system.solution_of(pair_equations(fits.first, fits.second, normal, rhs, trust))
-        apart = fits.estimate - coefficients[fits.first] + coefficients[fits.second]
+    if not len(first):
+        return coefficients
+    prior = _start_prior(n, first, second, normal[:, 0, 0])[:, None] * (np.arange(p) > 0)
+    trust = np.ones(len(first))
+    rhs = _times(normal, estimate)
+    system = NormalSystem(n, pair_equations(first, second, normal, rhs), prior=prior)
+    for iteration in range(_GRAPH_ITERATIONS):
+        coefficients = system.solution_of(pair_equations(first, second, normal, rhs, trust))
+        apart = estimate - coefficients[first] + coefficients[second]
         squares = np.einsum("na,nab,nb->n", apart, normal, apart)
         pulls = np.sqrt(np.maximum(squares, 0) / p)  # rounding may leave less than 0 of pairs that agree
-        pulls = relative_pulls(pulls, system.component[fits.first])
+        pulls = relative_pulls(pulls, system.component[first])
         before, trust = trust, robust_trust(pulls, last=iteration >= _LEAST_ABSOLUTE_ITERATIONS)
         if iteration > _LEAST_ABSOLUTE_ITERATIONS and np.abs(trust - before).max() < 1e-3:
             break
-    return Start(coefficients, noise, unit)
+    return coefficients
 
 
 def _times_expected(noise: np.ndarray, fits: PairFits) -> np.ndarray:
@@ -360,10 +403,10 @@ def _times_expected(noise: np.ndarray, fits: PairFits) -> np.ndarray:
     return (noise[fits.first] * one + noise[fits.second] * two) / (one + two)
 
 
-def _start_prior(n: int, fits: PairFits, weights: np.ndarray) -> np.ndarray:
+def _start_prior(n: int, first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weights that hold tilts: small beside those of an exposure's pairs, and not lost in rounding of the largest."""
     largest = np.zeros(n)
-    for members in (fits.first, fits.second):
+    for members in (first, second):
         np.maximum.at(largest, members, weights)
     return np.maximum(1e-6 * largest, 1e-9 * weights.max())
 
@@ -528,9 +571,6 @@ def sum_patch(
     p = start.coefficients.shape[1]
     y0, x0 = where[0] * PATCH, where[1] * PATCH
     value, weight = _stack(numbers, cutouts, y0, x0, start)
-    # Others, perhaps of another level, would pass for structure of the sky where they begin.
-    shares = (weight[:, np.count_nonzero(weight, axis=0) > 1] > 0).any(axis=1)
-    numbers, value, weight = numbers[shares], value[shares], weight[shares]
     x, y, value, weight = _good_cells(value, weight, np.array([cutouts[i].smoothing for i in numbers]))
     x, y = ((axis - (PATCH - 1) / 2) / start.unit for axis in (x, y))
     middle = (np.array([x0, y0]) + (PATCH - 1) / 2) / start.unit
@@ -591,23 +631,45 @@ def _good_cells(
     value: np.ndarray, weight: np.ndarray, smoothing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Cells that several exposures see: positions, values, and weights, 0 where a value does not fit the others."""
+    several = np.flatnonzero(np.count_nonzero(weight, axis=0) > 1)
+    y, x = np.divmod(several, PATCH)
+    common = weight.reshape(len(weight), -1).take(several, axis=1)
+    # Others, perhaps of another level, would pass for structure of the sky where they begin.
+    weight[~common.any(axis=1)] = 0
     total = weight.sum(axis=0)
     sky = np.einsum("kyx,kyx->yx", value, weight) / np.where(total > 0, total, np.nan)
-    several = np.count_nonzero(weight, axis=0) > 1
-    y, x = np.nonzero(several)
-    value, weight = value[:, several], weight[:, several]
-    # Of a value about the mean, which it is part of, the variance is less by w / sum w; rounding leaves something.
-    allowed = _CLIP**2 * smoothing[:, None] * np.maximum(1 - weight / total[several], _LEAST_FREEDOM)
-    strange = ((value - sky[several]) ** 2 * weight > allowed).any(axis=0)
+    value, weight = value.reshape(len(value), -1).take(several, axis=1), common
+    strange = np.flatnonzero(_is_strange(value - sky[y, x], weight, total[y, x], smoothing))
     at = y[strange], x[strange]
     sky[at] = np.nan
     sky[at] = _sky_of_strange_cells(value[:, strange], weight[:, strange] > 0, _around(sky)[at])
-    rough = _interpolation_variance(sky, total)[several]
-    outlier = np.zeros((len(value), *total.shape), dtype=bool)
-    outlier[:, *at] = _is_outlier(value[:, strange], weight[:, strange], smoothing, rough[strange])
-    weight[ndimage.maximum_filter(outlier, (1, 3, 3))[:, several]] = 0  # also less of a bad pixel than is seen
+    rough = _interpolation_variance(sky, total)[y, x]
+    exposure, cell = np.nonzero(_is_outlier(value[:, strange], weight[:, strange], smoothing, rough[strange]))
+    near, which = _neighbours(y, x, strange[cell])
+    weight[exposure[which], near] = 0  # also less of a bad pixel than is seen
     weight /= 1 + rough * weight
     return x, y, value, weight
+
+
+def _is_strange(residual: np.ndarray, weight: np.ndarray, total: np.ndarray, smoothing: np.ndarray) -> np.ndarray:
+    """Whether any value of a cell is far from their mean, which it is part of: its variance is less by w / sum w."""
+    residual *= residual
+    residual *= weight
+    allowed = weight / -total
+    allowed += 1
+    np.maximum(allowed, _LEAST_FREEDOM, out=allowed)  # rounding leaves something
+    allowed *= (_CLIP**2 * smoothing)[:, None]
+    return (residual > allowed).any(axis=0)
+
+
+def _neighbours(y: np.ndarray, x: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of cells that touch the chosen ones, or are these, and for each the place of the chosen."""
+    number = np.full((PATCH + 2, PATCH + 2), -1)
+    number[y + 1, x + 1] = np.arange(len(y))
+    rows, columns = np.indices((3, 3)).reshape(2, -1)
+    near = number[y[chosen, None] + rows, x[chosen, None] + columns]
+    which, neighbour = np.nonzero(near >= 0)
+    return near[which, neighbour], which
 
 
 def _around(sky: np.ndarray) -> np.ndarray:

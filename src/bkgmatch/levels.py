@@ -26,7 +26,7 @@ from bkgmatch.options import LevelMatchOptions
 from bkgmatch.passes import Pass
 from bkgmatch.planes import ARCSEC, Plane, tangent_axes
 from bkgmatch.reference import check_reference, tile_names
-from bkgmatch.solve import renumbered
+from bkgmatch.solve import NORMAL_MEDIAN, renumbered
 
 __all__ = ["LevelMatch", "match_levels"]
 
@@ -90,7 +90,7 @@ class LevelMatch(Displayed):
         """Typical size of what is left of the pairs, in their standard errors; NaN without pairs."""
         used = self.pairs.trust > 0
         pulls = np.abs(self.pairs.residual[used]) / self.pairs.sigma[used]
-        return float(np.median(pulls)) / 0.6745 if len(pulls) else float("nan")
+        return float(np.median(pulls)) / NORMAL_MEDIAN if len(pulls) else float("nan")
 
     def plane(self, i: int) -> Plane:
         """Background of one exposure."""

@@ -11,6 +11,7 @@ from bkgmatch.cells import CutOut, place, raised
 from bkgmatch.differences import (
     PairFits,
     PairSums,
+    better_start,
     fit_pairs,
     start_solution,
     sum_patches,
@@ -331,9 +332,13 @@ def measure_neighbourhood(
     touching = [(i, int(j)) for i, others in enumerate(candidate_neighbours(outlines)) for j in others if i < j]
     fits = fit_pairs(cutouts, touching, p, unit, work=work)
     rejected = rejected_pairs(fits, np.array([c.extent for c in cutouts]), options)
-    start = start_solution(n, fits.take(~rejected), unit)
+    add_up = partial(sum_patches, cutouts, units=units, containers=containers, work=work)
 
-    sums = sum_patches(cutouts, start, units, containers, work=work)
+    start = start_solution(n, fits.take(~rejected), unit)
+    sums = add_up(start)
+    used = ~np.isin(_keys(sums, n), _keys(fits.take(rejected), n))
+    start = better_start(start, sums.take(used))
+    sums = add_up(start)
     used = ~np.isin(_keys(sums, n), _keys(fits.take(rejected), n))
     sigma = np.array([np.sqrt(np.median(c.variance) * f) for c, f in zip(cutouts, start.noise, strict=True)])
     return Measured(grid, cutouts, unit, sums, used, sigma)

@@ -14,7 +14,7 @@ from scipy import sparse
 from bkgmatch.differences import PairSums
 from bkgmatch.pairs import PairEquations, pair_equations
 from bkgmatch.priors import HELD, LOOSE, plausible_tilt, tilt_variances
-from bkgmatch.solve import NormalSystem, assemble, connected, renumbered
+from bkgmatch.solve import NormalSystem, assemble, connected, relative_pulls, renumbered, typical_pulls
 from bkgmatch.stages import covariance_of_sums
 
 __all__ = ["Pass", "PassesSolution", "solve_passes"]
@@ -138,7 +138,7 @@ def solve_passes(
     component = _connected(units, sums)
     return PassesSolution(
         coefficients=np.where((component >= 0)[:, None], coefficients, np.nan),
-        covariance=_misfit(sums.less(coefficients), sigma, trust)
+        covariance=_misfit(sums.less(coefficients), sigma, trust, component)[:, None, None]
         * _covariance(n, p, solved, component, fixed, counted),
         component=component,
         trust=trust,
@@ -200,7 +200,7 @@ class _Equations:
         for _ in range(_TRUST_ITERATIONS):  # at first least absolute deviations, which bad pairs hardly move
             pulls = self.pulls(system.solution_of(self.weighted(1 / np.maximum(pulls, 1))))
         for _ in range(_TRUST_ITERATIONS):
-            before, trust = trust, _closing(pulls)
+            before, trust = trust, _closing(relative_pulls(pulls, system.component[self.first]))
             if np.abs(trust - before).max() < 1e-3:
                 break
             pulls = self.pulls(system.solution_of(self.weighted(trust)))
@@ -239,8 +239,7 @@ def _prior(equations: _Equations, q: int, sigma: float) -> np.ndarray:
 
 def _closing(pulls: np.ndarray) -> np.ndarray:
     """Trust in pairs: less for those that disagree with the rest of the graph."""
-    limit = _TRUSTED * max(1.0, float(np.median(pulls)) / 0.6745)
-    return np.minimum(1, limit / np.maximum(pulls, limit)) ** 2
+    return (_TRUSTED / np.maximum(pulls, _TRUSTED)) ** 2
 
 
 def _tied(unit: np.ndarray, p: int, q: int) -> sparse.csr_array:
@@ -256,10 +255,19 @@ def _joined(unit: np.ndarray, pairs: PairSums) -> np.ndarray:
     return connected(int(unit.max()) + 1, unit[pairs.first], unit[pairs.second])[unit]
 
 
-def _misfit(left: PairSums, sigma: np.ndarray, trust: np.ndarray) -> float:
-    """Factor on variances where functions do not fit: the squared typical pull of what is left of trusted pairs."""
-    pulls = (np.abs(left.offset()) / left.noise(sigma))[trust > _DOUBTED]
-    return max(1.0, float(np.median(pulls)) / 0.6745) ** 2 if len(pulls) >= _MANY_PAIRS else 1.0
+def _misfit(left: PairSums, sigma: np.ndarray, trust: np.ndarray, component: np.ndarray) -> np.ndarray:
+    """
+    Factors on variances, shape (n,), where functions do not fit.
+
+    They are the squared typical pull of what is left of the trusted pairs of the component.
+    """
+    trusted = left.take(trust > _DOUBTED)
+    if not len(trusted.first):
+        return np.ones(len(component))
+    of_pair, n = component[trusted.first], int(component.max()) + 1
+    pulls = typical_pulls(np.abs(trusted.offset()) / trusted.noise(sigma), of_pair, n)
+    known = np.bincount(of_pair, minlength=n) >= _MANY_PAIRS
+    return np.where(known, np.maximum(pulls, 1), 1)[component] ** 2
 
 
 def _connected(units: np.ndarray, sums: PairSums) -> np.ndarray:

@@ -15,6 +15,7 @@ from bkgmatch.selected_inverse import inverse_blocks
 from bkgmatch.stages import Stage, covariance_of_sums
 
 __all__ = [
+    "NORMAL_MEDIAN",
     "NormalSystem",
     "Solution",
     "assemble",
@@ -25,7 +26,11 @@ __all__ = [
     "robust_trust",
     "solve",
     "solve_offsets",
+    "typical_pulls",
 ]
+
+NORMAL_MEDIAN = 0.6745
+"""Median of the absolute values of normal numbers, in standard deviations."""
 
 _LEAST_PIVOT = 1e-11  # relative to the diagonal
 _ROUNDING = 1e-14  # relative to the largest of the unknown's own: functions that are zero in all cells
@@ -381,8 +386,12 @@ def _level_scatter(offsets: Offsets, one: np.ndarray, two: np.ndarray, n: int) -
 
 def relative_pulls(pulls: np.ndarray, component: np.ndarray, *, least: float = 1.0) -> np.ndarray:
     """Divide the pulls of pairs by their robust scatter in the component, where that is more than the least."""
-    scatter = ndimage.median(pulls, component, np.arange(component.max() + 1)) / 0.6745
-    return pulls / np.maximum(scatter, least)[component]
+    return pulls / np.maximum(typical_pulls(pulls, component, int(component.max()) + 1), least)[component]
+
+
+def typical_pulls(pulls: np.ndarray, component: np.ndarray, n: int) -> np.ndarray:
+    """Robust scatter of the pulls of pairs in each of n components; meaningless for those without any."""
+    return ndimage.median(pulls, component, np.arange(n)) / NORMAL_MEDIAN
 
 
 def robust_trust(pulls: np.ndarray, *, last: bool) -> np.ndarray:
