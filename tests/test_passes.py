@@ -9,24 +9,14 @@ from scipy import sparse
 
 from bkgmatch import dissection, passes
 from bkgmatch.cells import BLOCK, CutOut
-from bkgmatch.differences import (
-    PATCH,
-    PairFits,
-    PairSums,
-    Start,
-    _good_cells,
-    better_start,
-    fit_pair,
-    fit_pairs,
-    join_sums,
-    patches,
-    start_solution,
-    sum_patch,
-)
+from bkgmatch.differences import PATCH, PairSums, Start, join_sums, patches, sum_patch
+from bkgmatch.good_cells import good_cells
+from bkgmatch.pair_fits import PairFits, fit_pair, fit_pairs
 from bkgmatch.pairs import pair_equations
 from bkgmatch.passes import Pass, solve_passes
 from bkgmatch.priors import plausible_tilt
 from bkgmatch.solve import NormalSystem
+from bkgmatch.starts import better_start, start_solution
 
 UNIT = 20.0
 SIGMA = 5.0  # of a cell: larger than any tilt here, so that it is the standard deviation of the prior on tilts
@@ -855,7 +845,7 @@ def test_a_cosmic_ray_is_not_structure_of_the_sky():
     value = np.zeros((3, PATCH, PATCH), dtype=np.float32)
     value[0, 60, 60] = 50.0
     weight = np.ones_like(value)
-    x, y, _, weight = _good_cells(value, weight, np.ones(3))
+    x, y, _, weight = good_cells(value, weight, np.ones(3))
     expected = np.ones((3, len(x)))
     expected[0, (abs(x - 60) <= 1) & (abs(y - 60) <= 1)] = 0
     np.testing.assert_array_equal(weight, expected)
@@ -907,7 +897,7 @@ def test_a_bad_cell_of_one_of_two_is_not_structure_of_the_sky(bad):
     """Both lose it from 3 sqrt(2) on, but nothing else: a curved sky would make all around it uncertain."""
     value = np.zeros((2, PATCH, PATCH), dtype=np.float32)
     value[0, 60, 60] = bad
-    x, y, _, weight = _good_cells(value, np.ones_like(value), np.ones(2))
+    x, y, _, weight = good_cells(value, np.ones_like(value), np.ones(2))
     near = (abs(x - 60) <= 1) & (abs(y - 60) <= 1) & (abs(bad) > 3 * np.sqrt(2))
     np.testing.assert_array_equal(weight, np.where(near, 0, np.ones((2, 1))))
 
@@ -916,7 +906,7 @@ def test_structure_of_the_sky_adds_the_variance_of_interpolation():
     """A tenth of the second difference, along rows and columns; a star of one cell has it in the cells around, too."""
     value = np.zeros((2, PATCH, PATCH), dtype=np.float32)
     value[:, 60, 60] = 100.0
-    x, y, _, weight = _good_cells(value, np.ones_like(value), np.ones(2))
+    x, y, _, weight = good_cells(value, np.ones_like(value), np.ones(2))
     at = (x == 60) & (y == 60)
     np.testing.assert_allclose(weight[:, at], 1 / (1 + 2 * (0.1 * 200) ** 2), rtol=1e-5)
     assert (weight[:, (abs(x - 60) <= 1) & (abs(y - 60) <= 1)] < 0.01).all()

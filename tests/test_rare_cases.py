@@ -17,13 +17,13 @@ from ifu import positions
 from regions import CircleSkyRegion
 
 from bkgmatch.cells import BLOCK, CutOut, _smoothing
-from bkgmatch.differences import fit_pair
 from bkgmatch.execution import Work
 from bkgmatch.footprints import footprint, outlines_in_plane
 from bkgmatch.image_backgrounds import ImageBackgrounds
 from bkgmatch.journal import Journal
 from bkgmatch.masks import inside_regions
 from bkgmatch.options import LevelMatchOptions
+from bkgmatch.pair_fits import fit_pair
 from bkgmatch.pictures import example_of, picture_of_spectrum, pictures_of_backgrounds
 from bkgmatch.skystats import _peak
 from bkgmatch.sources import _Bins

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from bkgmatch.differences import PairFits
 from bkgmatch.options import LevelMatchOptions
+from bkgmatch.pair_fits import PairFits
 from bkgmatch.rejection import rejected_pairs
 
 NO_LIMITS = {"min_area_percent": 0.0, "min_linear_frac": 0.0, "rms_sig_limit": 0.0}

@@ -14,7 +14,7 @@ from bkgmatch.journal import Journal
 from bkgmatch.progress import Progress, stage
 from bkgmatch.stored import Shelf, Stack, new_stack
 
-__all__ = ["HERE", "Work", "threads"]
+__all__ = ["HERE", "Work", "batches", "threads"]
 
 _WINDOW = 1024  # tasks under way: their arguments are in the memory of the scheduler
 
@@ -164,6 +164,31 @@ def threads(number: int) -> Iterator[Work]:
     """
     with ThreadPoolExecutor(number) as executor:
         yield Work(executor)
+
+
+def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """
+    Divide items that are too small to be tasks of their own.
+
+    Parameters
+    ----------
+    items : sequence
+        The items.
+    size : int
+        How many go together.
+
+    Returns
+    -------
+    list of sequence
+        The batches, in order; the last may be smaller.
+
+    Examples
+    --------
+    >>> from bkgmatch.execution import batches
+    >>> batches([1, 2, 3], 2)
+    [[1, 2], [3]]
+    """
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 HERE = Work()

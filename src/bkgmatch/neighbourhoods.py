@@ -8,25 +8,20 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from bkgmatch.cells import CutOut, place, raised
-from bkgmatch.differences import (
-    PairFits,
-    PairSums,
-    better_start,
-    fit_pairs,
-    start_solution,
-    sum_patches,
-)
+from bkgmatch.differences import PairSums, sum_patches
 from bkgmatch.execution import Work
 from bkgmatch.exposures import LARGEST, LYOT, Exposure, named
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
 from bkgmatch.grids import Grid, common_grid
 from bkgmatch.journal import fingerprint
 from bkgmatch.options import LevelMatchOptions
+from bkgmatch.pair_fits import PairFits, fit_pairs
 from bkgmatch.passes import Pass, PassesSolution, solve_passes
 from bkgmatch.reference import reference_tile, tile_names
 from bkgmatch.rejection import rejected_pairs
 from bkgmatch.solve import connected
 from bkgmatch.sources import background_level, source_mask
+from bkgmatch.starts import better_start, start_solution
 from bkgmatch.stored import Shelf
 
 __all__ = [

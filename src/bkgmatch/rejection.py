@@ -6,8 +6,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from bkgmatch.differences import PairFits
 from bkgmatch.options import LevelMatchOptions
+from bkgmatch.pair_fits import PairFits
 
 __all__ = ["rejected_pairs"]
 
