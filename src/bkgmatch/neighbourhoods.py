@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from bkgmatch.cells import CutOut, place, raised
-from bkgmatch.differences import PairSums, sum_patches
+from bkgmatch.differences import PairSums, Start, sum_patches
 from bkgmatch.execution import Work
 from bkgmatch.exposures import LARGEST, LYOT, Exposure, named
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
@@ -327,14 +327,15 @@ def measure_neighbourhood(
     touching = [(i, int(j)) for i, others in enumerate(candidate_neighbours(outlines)) for j in others if i < j]
     fits = fit_pairs(cutouts, touching, p, unit, work=work)
     rejected = rejected_pairs(fits, np.array([c.extent for c in cutouts]), options)
-    add_up = partial(sum_patches, cutouts, units=units, containers=containers, work=work)
+
+    def added_up(start: Start) -> tuple[PairSums, np.ndarray]:
+        sums = sum_patches(cutouts, start, units, containers, work=work)
+        return sums, ~np.isin(_keys(sums, n), _keys(fits.take(rejected), n))
 
     start = start_solution(n, fits.take(~rejected), unit)
-    sums = add_up(start)
-    used = ~np.isin(_keys(sums, n), _keys(fits.take(rejected), n))
+    sums, used = added_up(start)
     start = better_start(start, sums.take(used))
-    sums = add_up(start)
-    used = ~np.isin(_keys(sums, n), _keys(fits.take(rejected), n))
+    sums, used = added_up(start)
     sigma = np.array([np.sqrt(np.median(c.variance) * f) for c, f in zip(cutouts, start.noise, strict=True)])
     return Measured(grid, cutouts, unit, sums, used, sigma)
 
