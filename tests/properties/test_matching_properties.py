@@ -416,7 +416,8 @@ def test_adding_a_plane_moves_a_plane_by_that(data):
     Less the mean plane of the component, within the errors for tilts that the overlaps determine.
 
     The weak prior draws tilts towards the mean by (error / width of the prior)^2 of their size. Its width is three
-    times the rms of the tilts; those whose error is more than half of it are loose.
+    times the rms of the tilts; those whose error is more than half of it are loose. What is a part of the noise between
+    pixels, as tilts are, changes which cells are outliers: of a few hundred cells, one more is a third of an error.
     """
     match = data.draw(level_ways(passes="joint", fit_type_dithers="level+slope"))
     scene = data.draw(scenes(2, 6, dead=False, spread=data.draw(st.sampled_from([0.02, 0.2])), size=(24, 64)))
@@ -434,7 +435,7 @@ def test_adding_a_plane_moves_a_plane_by_that(data):
     loose = one.result.loose | two.result.loose
     firm = one.matched & ~np.isin(one.component, one.component[loose])
     excess = np.abs(two.values - one.values - steps)[firm] - SINGLE * scale(moved) * np.array([1, 10, 10])
-    assert (excess <= one.sigma[firm]).all(), excess / one.sigma[firm]
+    assert (excess <= 1.5 * one.sigma[firm]).all(), excess / one.sigma[firm]
     note("properties", "adding a plane: level match")
 
 
