@@ -840,6 +840,41 @@ def test_misfit_and_trust_are_those_of_each_mosaic():
     assert both.covariance[0, 0, 0] > 20 * both.covariance[6, 0, 0]
 
 
+def test_small_mosaics_have_one_misfit():
+    """Four mosaics of three pairs, whose offsets contradict each other: a single one is too small to tell."""
+    n, mosaic = 12, np.repeat(np.arange(4), 3)
+    first, second = np.array([(i, j) for i, j in combinations(range(n), 2) if mosaic[i] == mosaic[j]]).T
+    m = len(first)
+    offset = np.random.default_rng(5).choice([-0.05, 0.05], (m, 1))
+    level, normal = np.zeros(m, dtype=int), np.full((m, 1, 1), 5000.0)
+    every = Pass("all", False, mosaic, np.zeros(n, dtype=bool))
+
+    def variance(factor, *mosaics):
+        sums = PairSums(level, first, second, normal, factor * normal[:, 0] * offset, np.ones(m), np.full(m, 100.0))
+        some = sums.take(np.isin(mosaic[first], mosaics))
+        found = solve_passes(np.arange(n), some, [every], every.held, np.full(n, 0.1), np.ones(len(some.first)))
+        return found.covariance[mosaics[0] * 3, 0, 0]
+
+    quiet = variance(0, 0)
+    assert variance(1, 0) == pytest.approx(quiet)
+    assert variance(1, 0, 1, 2) == pytest.approx(quiet)  # nine pairs
+    assert variance(1, 0, 1, 2, 3) > 2 * quiet
+    assert variance(1, 3, 0, 1, 2) == pytest.approx(variance(1, 0, 1, 2, 3))
+
+
+@pytest.mark.parametrize("bad", [30.0, -30.0])
+@pytest.mark.parametrize("apart", [-1.1, -0.9, 0.9, 1.1])
+@pytest.mark.parametrize("variance", [1.0, 4.0])
+def test_beside_a_bad_value_others_are_judged_as_two(bad, apart, variance):
+    """Both or none is used, whichever is higher and whichever has more noise."""
+    value, weight = np.zeros((2, 3, PATCH, PATCH), dtype=np.float32)
+    value[0], value[1] = bad, apart * 3 * np.sqrt(1 + variance)
+    weight[...] = np.array([1, 1 / variance, 1])[:, None, None]
+    found = good_cells(value, weight, np.ones(3))[3]
+    assert not found[0].any()
+    assert (found[1:] > 0).all() if abs(apart) < 1 else not found[1:].any()
+
+
 def test_a_cosmic_ray_is_not_structure_of_the_sky():
     """Of three exposures one is hit, and loses the cells around, too: the others keep their weights there."""
     value = np.zeros((3, PATCH, PATCH), dtype=np.float32)
@@ -884,6 +919,17 @@ def test_a_bad_pair_does_not_spoil_a_better_start():
     sums = PairSums(none, first, second, normal, normal[:, 0] * offset, np.ones(len(first)), np.full(len(first), 1e4))
     found = better_start(start_of(n, 1, level + 0.1), sums).coefficients
     np.testing.assert_allclose(found - found.mean(), level - level.mean(), atol=0.005)
+
+
+def test_pairs_with_more_noise_than_is_given_count_less_for_the_start():
+    """A loop of three that does not close: what is wrong is the pairs of the noisy one."""
+    first, second = np.array([(0, 1), (0, 2), (1, 2)]).T
+    estimate, normal = np.array([[0.0], [0.0], [3.0]]), np.full((3, 1, 1), 1e4)
+    many, ones = np.full(3, 1000.0), np.ones(3)
+    noisy = np.array([1.0, 100.0, 100.0])
+    fits = PairFits(first, second, estimate, normal, many, np.ones((3, 2)), noisy, np.ones((3, 2)), ones)
+    found = start_solution(3, fits, UNIT).coefficients[:, 0]
+    assert abs(found[0] - found[1]) < 0.1
 
 
 def test_a_better_start_is_none_without_pairs():

@@ -341,6 +341,11 @@ MUTANTS = [
             "np.where(np.abs(high - around) < np.abs(low - around), low, high)",
         ),
         (
+            "all values of a cell are judged at once, with a bad one among them",
+            "(two | (pull == np.nanmax(pull, axis=0)))",
+            "known[:, cells]",
+        ),
+        (
             "outliers are left out, but not what is beside them",
             "rows, columns = np.indices((3, 3)).reshape(2, -1)",
             "rows, columns = np.ones((2, 1), dtype=int)",
@@ -349,6 +354,7 @@ MUTANTS = [
             "passes::test_a_cosmic_ray_is_not_structure_of_the_sky "
             "passes::test_a_bad_cell_of_one_of_two_is_not_structure_of_the_sky "
             "passes::test_structure_of_the_sky_adds_the_variance_of_interpolation "
+            "passes::test_beside_a_bad_value_others_are_judged_as_two"
         ),
     ),
     *_bugs(
@@ -427,6 +433,7 @@ MUTANTS = [
             "properties/test_matching_properties::test_scenes_in_which_an_exposure_of_another_scale_did_disturb_others "
             "properties/test_matching_properties::test_errors_that_are_much_too_small_are_seen_in_three_exposures "
             "passes::test_a_noisy_exposure_with_a_steep_tilt_is_not_held "
+            "passes::test_pairs_with_more_noise_than_is_given_count_less_for_the_start "
             "passes::test_a_better_start_leaves_nothing_of_a_wrong_one "
             "passes::test_a_bad_pair_does_not_spoil_a_better_start"
         ),
@@ -513,13 +520,18 @@ MUTANTS = [
         ),
         (
             "the misfit scales variances as if they were errors",
-            "np.maximum(pulls, 1), 1)[component] ** 2",
-            "np.maximum(pulls, 1), 1)[component]",
+            "np.maximum(pulls, 1), 1)[group] ** 2",
+            "np.maximum(pulls, 1), 1)[group]",
         ),
         (
             "variances grow with the misfit of another mosaic",
-            "np.maximum(pulls, 1), 1)[component] ** 2",
-            "np.maximum(pulls, 1), 1)[np.zeros_like(component)] ** 2",
+            "np.maximum(pulls, 1), 1)[group] ** 2",
+            "np.maximum(pulls, 1), 1)[np.zeros_like(group)] ** 2",
+        ),
+        (
+            "small mosaics never have a misfit",
+            "np.where(is_small[component], few, component)",
+            "component",
         ),
         (
             "errors do not follow through earlier passes",
@@ -541,6 +553,7 @@ MUTANTS = [
             "passes::test_fixed_exposures_stay_and_others_join_them "
             "passes::test_errors_grow_with_what_the_functions_leave "
             "passes::test_misfit_and_trust_are_those_of_each_mosaic "
+            "passes::test_small_mosaics_have_one_misfit "
             "passes::test_errors_against_a_right_hand_side_for_each_exposure "
             "levels::test_weight_methods"
         ),

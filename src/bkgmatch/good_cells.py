@@ -49,7 +49,7 @@ def good_cells(
     sky[at] = np.nan
     sky[at] = _sky_of_strange_cells(value[:, strange], weight[:, strange] > 0, _around(sky)[at])
     rough = _interpolation_variance(sky, total)[y, x]
-    exposure, cell = np.nonzero(_is_outlier(value[:, strange], weight[:, strange], smoothing, rough[strange]))
+    exposure, cell = np.nonzero(_outliers(value[:, strange], weight[:, strange], smoothing, rough[strange]))
     near, which = _neighbours(y, x, strange[cell], total.shape)
     weight[exposure[which], near] = 0  # also less of a bad pixel than is seen
     weight /= 1 + rough * weight
@@ -118,13 +118,30 @@ def _interpolation_variance(mean: np.ndarray, total: np.ndarray) -> np.ndarray:
     return _INTERPOLATION**2 * ndimage.maximum_filter(curved, 3)
 
 
-def _is_outlier(value: np.ndarray, weight: np.ndarray, smoothing: np.ndarray, rough: np.ndarray) -> np.ndarray:
-    """Whether values are far from the median of their cell; of two that differ, both are."""
+def _outliers(value: np.ndarray, weight: np.ndarray, smoothing: np.ndarray, rough: np.ndarray) -> np.ndarray:
+    """
+    Find values that do not fit the others of their cell: the farthest, and what then does not fit without it.
+
+    All at once, what is left of a cell beside a bad value would be judged by a median that is not in its middle. Of the
+    last two that differ, both are outliers.
+    """
     known = weight > 0
-    ordered = np.where(known, value, np.nan)
-    median = np.nanmedian(ordered, axis=0)
+    variance = np.divide(smoothing[:, None], weight, out=np.full(weight.shape, np.inf, np.float32), where=known) + rough
+    left, cells = known.copy(), np.arange(value.shape[1])
+    while len(cells):
+        some = left[:, cells]
+        pull = _squared_pulls(np.where(some, value[:, cells], np.nan), variance[:, cells])
+        two = some.sum(axis=0) == 2
+        outlier = (pull > _CLIP**2) & (two | (pull == np.nanmax(pull, axis=0)))
+        left[:, cells] = some & ~outlier
+        cells = cells[outlier.any(axis=0) & ~two]
+    return known & ~left
+
+
+def _squared_pulls(value: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Squared distances of values from the median of their cell, over the variance of these; NaN without a value."""
+    known = np.isfinite(value)
     count = known.sum(axis=0)
-    single = np.divide(smoothing[:, None], weight, out=np.full(weight.shape, np.inf, np.float32), where=known) + rough
-    pair = 0.25 * np.where(known, single, 0).sum(axis=0)
-    expected = np.where(count == 2, pair, single * (1 + np.pi / 2 / count))
-    return known & ((value - median) ** 2 > _CLIP**2 * expected)
+    pair = 0.25 * np.where(known, variance, 0).sum(axis=0)
+    expected = np.where(count == 2, pair, variance * (1 + np.pi / 2 / count))
+    return (value - np.nanmedian(value, axis=0)) ** 2 / expected

@@ -259,15 +259,19 @@ def _misfit(left: PairSums, sigma: np.ndarray, trust: np.ndarray, component: np.
     """
     Factors on variances, shape (n,), where functions do not fit.
 
-    They are the squared typical pull of what is left of the trusted pairs of the component.
+    They are the squared typical pull of what is left of the trusted pairs of the component. Components of fewer than
+    ten of them have that of all of these together, or 1 if those are too few, too.
     """
     trusted = left.take(trust > _DOUBTED)
     if not len(trusted.first):
         return np.ones(len(component))
-    of_pair, n = component[trusted.first], int(component.max()) + 1
-    pulls = typical_pulls(np.abs(trusted.offset()) / trusted.noise(sigma), of_pair, n)
-    known = np.bincount(of_pair, minlength=n) >= _MANY_PAIRS
-    return np.where(known, np.maximum(pulls, 1), 1)[component] ** 2
+    few = int(component.max()) + 1
+    is_small = np.bincount(component[trusted.first], minlength=few) < _MANY_PAIRS
+    group = np.where(is_small[component], few, component)
+    of_pair = group[trusted.first]
+    pulls = typical_pulls(np.abs(trusted.offset()) / trusted.noise(sigma), of_pair, few + 1)
+    known = np.bincount(of_pair, minlength=few + 1) >= _MANY_PAIRS
+    return np.where(known, np.maximum(pulls, 1), 1)[group] ** 2
 
 
 def _connected(units: np.ndarray, sums: PairSums) -> np.ndarray:
