@@ -875,6 +875,13 @@ def test_beside_a_bad_value_others_are_judged_as_two(bad, apart, variance):
     assert (found[1:] > 0).all() if abs(apart) < 1 else not found[1:].any()
 
 
+def test_of_two_against_two_none_is_used():
+    """As copies of two exposures are, which differ by the same."""
+    value = np.zeros((4, PATCH, PATCH), dtype=np.float32)
+    value[:2] = 8.0
+    assert not good_cells(value, np.ones_like(value), np.ones(4))[3].any()
+
+
 def test_a_cosmic_ray_is_not_structure_of_the_sky():
     """Of three exposures one is hit, and loses the cells around, too: the others keep their weights there."""
     value = np.zeros((3, PATCH, PATCH), dtype=np.float32)

@@ -342,8 +342,8 @@ MUTANTS = [
         ),
         (
             "all values of a cell are judged at once, with a bad one among them",
-            "(two | (pull == np.nanmax(pull, axis=0)))",
-            "known[:, cells]",
+            "(pull > _CLIP**2) & farthest",
+            "pull > _CLIP**2",
         ),
         (
             "outliers are left out, but not what is beside them",

@@ -131,10 +131,10 @@ def _outliers(value: np.ndarray, weight: np.ndarray, smoothing: np.ndarray, roug
     while len(cells):
         some = left[:, cells]
         pull = _squared_pulls(np.where(some, value[:, cells], np.nan), variance[:, cells])
-        two = some.sum(axis=0) == 2
-        outlier = (pull > _CLIP**2) & (two | (pull == np.nanmax(pull, axis=0)))
+        farthest = (pull == np.nanmax(pull, axis=0)) | (some.sum(axis=0) == 2)
+        outlier = (pull > _CLIP**2) & farthest
         left[:, cells] = some & ~outlier
-        cells = cells[outlier.any(axis=0) & ~two]
+        cells = cells[outlier.any(axis=0) & (left[:, cells].sum(axis=0) > 1)]
     return known & ~left
 
 
