@@ -41,8 +41,8 @@ def story(match: LevelMatch, unit: str, done: str, *, missing: str = _MISSING) -
         yield (
             True,
             (
-                f"What is left of the pairs is {match.misfit:.0f} times their errors, which are scaled by that: "
-                f"{missing} may be missing"
+                f"What is left of the pairs is {match.misfit:.0f} times their errors, by which quoted errors are "
+                f"scaled where there are ten pairs: {missing} may be missing"
             ),
         )
     yield from _of_components(match)
