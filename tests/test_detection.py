@@ -239,6 +239,14 @@ def test_an_empty_mosaic_stays_empty(boxsize):
     assert np.isnan(flat_mosaic(np.full((50, 60), np.nan), boxsize)).all()
 
 
+def test_boxes_without_enough_pixels_are_told():
+    image = np.full((60, 60), np.nan)
+    image[::3, ::3] = 1
+    with pytest.raises(ValueError, match=r"in boxes of bkg_boxsize=20 pixels .* set bkg_boxsize=0"):
+        flat_mosaic(image, 20)
+    assert np.nanmax(np.abs(flat_mosaic(image, 0))) == 0
+
+
 def test_finding_changes_no_input():
     image, count = noise() + star(100, 100, 50), np.ones(SHAPE)
     copies = image.copy(), count.copy()

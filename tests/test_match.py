@@ -508,6 +508,15 @@ def test_no_exposures():
         match_skies([])
 
 
+def test_a_table_prints():
+    apart = constants([7], [(0, 0)], start=5, place=(180.0, 20.0))
+    lines = str(match_skies([*mosaic(), *apart], options(skymethod="match"))).splitlines()
+    assert len(lines) == 6
+    assert lines[4].split()[0] == "e04"
+    assert float(lines[4].split()[2]) == pytest.approx(9 - TRUE.min(), abs=0.01)
+    assert lines[5].endswith("no overlap")
+
+
 def test_duplicate_names():
     exposures = mosaic()
     with pytest.raises(ValueError, match="e02"):

@@ -390,6 +390,13 @@ def test_files_that_are_no_mosaics_are_named(tmp_path, kind):
         read_mosaic(path)
 
 
+def test_weights_that_are_no_image_are_named(tmp_path):
+    path = save(tmp_path / "bad.fits", np.ones(SHAPE), tan(shape=SHAPE))
+    fits.append(path, np.array([(1, 2.0)], dtype=[("x", "i4"), ("y", "f4")]), fits.Header({"EXTNAME": "WHT"}))
+    with pytest.raises(ValueError, match=r"bad\.fits is damaged: its image cannot be read"):
+        read_mosaic(path)
+
+
 def test_weights_of_another_shape_are_named(tmp_path):
     path = save(tmp_path / "bad.fits", np.ones(SHAPE), tan(shape=SHAPE), WHT=np.ones((3, 4)))
     with pytest.raises(ValueError, match=r"bad\.fits"):

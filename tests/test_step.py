@@ -618,6 +618,22 @@ def test_masks_of_some_exposures_only(tmp_path, ramp):
     assert list(found) == [pytest.approx(data.mean(dtype=np.float64), rel=1e-8), mean(data, good)]
 
 
+def test_masks_stand_beside_the_files_of_models(tmp_path, ramp, monkeypatch):
+    """Beside the members of a library in memory; models tell the names of their files, in the working folder."""
+    _, data = ramp
+    folder = tmp_path / "there"
+    (file,) = write([image_model(exposure_name(1), data, tile_wcs((1, 1))[0])], folder)
+    good = data < 100
+    write_mask(folder / f"{exposure_name(1)}_mask.fits", good)
+    options = {"skymethod": "local", "skystat": "mean", "nclip": 0, "masks": ["mask"]}
+    assert levels(run(ModelLibrary(str(association([file])), on_disk=False), **options)) == [mean(data, good)]
+    with datamodels.open(file) as model:
+        with pytest.raises(ValueError, match=r"no exposure has a mask \*_mask.fits beside it"):
+            run([model.copy()], **options)
+        monkeypatch.chdir(folder)
+        assert levels(run([model.copy()], **options)) == [mean(data, good)]
+
+
 def test_masks_in_a_list_go_by_order(tmp_path):
     wcs = tile_wcs((1, 2))
     data = np.full((SIDE, SIDE), 1.0)

@@ -253,10 +253,6 @@ class LibraryExposures:
         """Tile of each exposure."""
         return [known.tile for known in self._known]
 
-    def use(self, index: int, function: Callable[[JwstDataModel], Any]) -> Any:
-        """Look at one model of the library."""
-        return self._with_model(index, function)
-
     def update(self, index: int, change: Callable[[JwstDataModel], None]) -> None:
         """Change one model of the library."""
         self._with_model(index, change, modify=True)
