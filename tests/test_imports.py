@@ -61,6 +61,7 @@ LAYERS = [
     {"priors"},
     {"passes"},
     {"reference"},
+    {"lyot"},
     {"neighbourhoods"},
     {"sky_differences"},
     {"stories"},

@@ -8,6 +8,7 @@ import pytest
 from common import EMPTY, IMAGES, PLACES, SHAPE, TWINS, exposure, few, noise, tan
 
 from bkgmatch import neighbourhoods
+from bkgmatch.detectors import to_plane
 from bkgmatch.execution import threads
 from bkgmatch.exposures import LYOT, Exposure
 from bkgmatch.levels import match_levels
@@ -1083,6 +1084,31 @@ def test_a_lyot_field_that_overlaps_no_imager_has_the_offset_of_the_others():
     for tile in ("t0", "t1"):
         for k in range(2):
             assert level[f"{tile}{k}l"] - level[f"{tile}{k}s"] == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.mark.parametrize("fit", ["level", "level+slope"])
+def test_a_lyot_field_that_overlaps_nothing_follows_the_imager_of_its_exposure(fit):
+    """A dither with another level than the rest of its tile, and a tilt where those are fitted."""
+    rng = np.random.default_rng(9)
+    x = 0.01 * np.arange(SHAPE[1]) * (fit != "level")
+    exposures = []
+    for k, (level, away) in enumerate([(5, 20), (7, 20), (6, 80)]):
+        for part, offset, right in (("science", 0.0, 0), (LYOT, 0.7, away)):
+            data = rng.normal(level + offset, 0.02, SHAPE) + (k == 2) * (x + right * 0.01 * (fit != "level"))
+            at = tan(shift=(6.0 * k + right, 3.0 * k))
+            exposures.append(exposure(f"e{k}{part}", data, at, tile="t", part=part, group=f"g{k}"))
+    exposures += [alone()]
+    found = match_levels(exposures, LevelMatchOptions(reference="mean", passes="joint", fit_type_dithers=fit))
+    assert found.status == ("matched",) * 6 + ("no overlap",)
+    assert found.component.tolist() == [0] * 6 + [-1]
+    assert found.level[2] - found.level[0] == pytest.approx(2, abs=0.05)  # less the mean tilt
+    apart = to_plane(*found.centre[5], *found.centre[4])
+    assert found.level[5] == pytest.approx(found.level[4] + found.slope[4] @ np.array(apart) + 0.7, abs=0.02)
+    if fit == "level":
+        assert found.level[5] - found.level[0] == pytest.approx(1.7, abs=0.02)
+        assert found.sigma[5] == pytest.approx(found.sigma[4])
+    np.testing.assert_allclose(found.slope[5], found.slope[4], atol=1e-6)
+    assert (found.sigma[:6] > 0).all()
 
 
 @pytest.mark.parametrize("weights", ["equal", "npix", "rms"])

@@ -163,7 +163,7 @@ def _check_cells(side: float, cells: np.ndarray) -> None:
     if side > _MOST_PIXELS or (side < _LEAST_PIXELS and cells.prod(dtype=float) > _MANY):
         raise ValueError(
             f"a common cell is {side:.3g} times as large as its pixels, whose scale is not like that of the others; "
-            "check the WCS, or match them apart"
+            "check the WCS and pixel_scale_ratio, or match them apart"
         )
 
 

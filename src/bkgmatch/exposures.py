@@ -139,11 +139,11 @@ class Exposure:
         Raises
         ------
         ValueError
-            If the data are not two-dimensional, or the mask or the variance has another shape.
+            If the data are not two-dimensional or have no pixels, or the mask or the variance has another shape.
         """
         data = np.asanyarray(data)
-        if data.ndim != 2:
-            raise ValueError(f"{name}: data must have 2 dimensions, got {data.ndim}")
+        if data.ndim != 2 or not data.size:
+            raise ValueError(f"{name}: data must have 2 dimensions and some pixels, got shape {data.shape}")
         mask = np.isfinite(data) if good is None else np.array(good, dtype=bool)
         if isinstance(data, np.ma.MaskedArray):
             data, mask = data.data, mask & ~np.ma.getmaskarray(data)
@@ -366,6 +366,7 @@ def handy_factor(exposures: Sequence[Exposure]) -> float:
     float
         1 for values of the usual size, else a power of 2 that brings typical values of most exposures near 1.
     """
+    exposures = sorted(exposures, key=lambda e: e.name)
     ends = [next(filter(None, map(_size, order)), 1.0) for order in (exposures, reversed(exposures))]
     if all(map(_is_usual, ends)):
         return 1.0

@@ -10,10 +10,11 @@ import numpy as np
 from bkgmatch.cells import CutOut, place, raised
 from bkgmatch.differences import PairSums, Start, sum_patches
 from bkgmatch.execution import Work
-from bkgmatch.exposures import LARGEST, LYOT, Exposure, named
+from bkgmatch.exposures import LARGEST, LYOT, Exposure, Pixels, named
 from bkgmatch.footprints import Footprint, candidate_neighbours, footprint
 from bkgmatch.grids import Grid, common_grid
 from bkgmatch.journal import fingerprint
+from bkgmatch.lyot import TIED, tied_lyot_fields
 from bkgmatch.options import LevelMatchOptions
 from bkgmatch.pair_fits import PairFits, fit_pairs
 from bkgmatch.passes import Pass, PassesSolution, solve_passes
@@ -164,11 +165,17 @@ def outline_of(exposure: Exposure) -> Footprint:
     ValueError
         If the exposure cannot be used, with its name.
     """
-    good = exposure.read().good
-    if good.ndim != 2:
-        raise ValueError(f"{exposure.name}: images must have 2 dimensions, this one has {good.ndim}")
+    pixels = exposure.read()
+    if pixels.good.ndim != 2:
+        raise ValueError(f"{exposure.name}: images must have 2 dimensions, this one has {pixels.good.ndim}")
     with named(exposure.name):
-        return footprint(good, exposure.wcs)
+        return footprint(_usable(pixels), exposure.wcs)
+
+
+def _usable(pixels: Pixels) -> np.ndarray:
+    """Good pixels whose squares single precision can hold."""
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN that signal, of damaged pixels; half precision
+        return pixels.good & (np.abs(pixels.data) < LARGEST)
 
 
 def neighbourhoods(exposures: Sequence[Exposure], outlines: Sequence[Footprint]) -> list[np.ndarray]:
@@ -253,16 +260,20 @@ def match_neighbourhood(
     trust = np.zeros(len(used))
     trust[used] = solution.trust
     coefficients, reference = _with_zero_points(exposures, members, measured, solution, options, work)
+    centres = np.array([c.centre for c in measured.cutouts])
+    solution, tied = tied_lyot_fields(
+        replace(solution, coefficients=coefficients), [exposures[i] for i in members], centres / measured.unit
+    )
     result = Neighbourhood(
         members=members,
         grid=measured.grid,
         unit=measured.unit,
-        centres=np.array([c.centre for c in measured.cutouts]),
-        coefficients=coefficients,
+        centres=centres,
+        coefficients=solution.coefficients,
         covariance=solution.covariance,
         component=solution.component,
         loose=solution.loose,
-        reference=reference,
+        reference=tuple(TIED if number in tied else name for number, name in enumerate(reference)),
         pairs=LevelPairs(
             first=members[sums.first],
             second=members[sums.second],
@@ -271,7 +282,7 @@ def match_neighbourhood(
             offset=sums.offset(),
             sigma=sums.noise(sigma),
             rms=np.sqrt(np.maximum(sums.squares, 0) / sums.normal[:, 0, 0]),
-            residual=sums.less(np.nan_to_num(coefficients)).offset(),
+            residual=sums.less(np.nan_to_num(solution.coefficients)).offset(),
             trust=trust,
         ),
     )
@@ -343,8 +354,7 @@ def measure_neighbourhood(
 def _placed(item: tuple[Exposure, Footprint], grid: Grid, options: LevelMatchOptions, shelf: Shelf) -> CutOut:
     exposure, outline = item
     pixels = exposure.read()
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN that signal, of damaged pixels; half precision
-        pixels = replace(pixels, good=pixels.good & (np.abs(pixels.data) < LARGEST))
+    pixels = replace(pixels, good=_usable(pixels))
     if options.do_sigma_clip:
         image = pixels.image(less=pixels.typical())
         pixels = replace(pixels, good=pixels.good & ~source_mask(image, options))
@@ -392,7 +402,7 @@ def _with_zero_points(
     solution: PassesSolution,
     options: LevelMatchOptions,
     work: Work,
-) -> tuple[np.ndarray, tuple[str, ...]]:
+) -> tuple[np.ndarray, list[str]]:
     """Return functions with the zero point of each component, and what it is."""
     coefficients = solution.coefficients.copy()
     tiles = np.array(tile_names([exposures[i] for i in members]))
@@ -405,48 +415,19 @@ def _with_zero_points(
         if any(e.is_fixed for e in inside):
             names.append("fixed")
             continue
-        name = reference_tile(exposures, members[some], links, [measured.cutouts[i] for i in some], options)
-        tile = [i for i in some.tolist() if name in ("mean", tiles[i])]
+        reference = reference_tile(exposures, members[some], links, [measured.cutouts[i] for i in some], options)
+        name = reference or "mean"
+        tile = [i for i in some.tolist() if reference in (None, tiles[i])]
         chosen = [i for i in tile if exposures[members[i]].part != LYOT] or tile
         coefficients[some] -= coefficients[chosen].mean(axis=0)
-        if options.do_local_subtraction and name != "mean":
+        if options.do_local_subtraction and reference:
             background = _background(measured, chosen, coefficients, options, work)
             if np.isfinite(background):
                 coefficients[some, 0] += background
             else:
                 name += ", its own background unknown: all of it is sources"
         names.append(name)
-    parts = np.array([exposures[i].part for i in members])
-    at = np.array([c.centre for c in measured.cutouts]) / measured.unit
-    return _with_lyot_tied(coefficients, at, solution.component, tiles, parts == LYOT, names)
-
-
-def _with_lyot_tied(
-    coefficients: np.ndarray,
-    at: np.ndarray,
-    component: np.ndarray,
-    tiles: np.ndarray,
-    is_lyot: np.ndarray,
-    names: list[str],
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Give Lyot fields that overlap no imager the offset from their own tile's that others have, or none."""
-    level = coefficients[:, 0] + np.einsum("na,na->n", coefficients[:, 1:], at[:, : coefficients.shape[1] - 1])
-    alone = [c for c in range(len(names)) if is_lyot[component == c].all()]
-
-    def mean_of(chosen: np.ndarray) -> dict[str, float]:
-        return {tile: float(level[chosen & (tiles == tile)].mean()) for tile in np.unique(tiles[chosen])}
-
-    imager = mean_of(~is_lyot & (component >= 0))
-    known = mean_of(is_lyot & (component >= 0) & ~np.isin(component, alone))
-    offsets = [value - imager[tile] for tile, value in known.items() if tile in imager]
-    typical = float(np.median(offsets)) if offsets else 0.0
-    for c in alone:
-        inside = component == c
-        shifts = [imager[tile] + typical - value for tile, value in mean_of(inside).items() if tile in imager]
-        if shifts:
-            coefficients[inside, 0] += np.mean(shifts)
-            names[c] = "imager of the same tile, with the Lyot offset of others"
-    return coefficients, tuple(names)
+    return coefficients, names
 
 
 def _background(

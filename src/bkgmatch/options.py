@@ -199,7 +199,7 @@ class LevelMatchOptions:
             reproject_func=ReprojectFunc,
         )
         _check_positive(self, "sigma", "pixel_scale_ratio")
-        _check_between(self, 0.01, 1000, "pixel_scale_ratio")
+        _check_between(self, 0.01, 50, "pixel_scale_ratio")
         _check_not_negative(
             self, "npixels", "dilate_size", "max_iters", "min_area_percent", "min_linear_frac", "rms_sig_limit"
         )

@@ -36,7 +36,7 @@ class Pass(NamedTuple):
     container : ndarray of int, shape (n,)
         The set within which each exposure is matched.
     held : ndarray of bool, shape (n,)
-        Exposures that this pass does not change.
+        Exposures that this pass does not change, unless it joins several of them.
     """
 
     name: str
@@ -130,7 +130,8 @@ def solve_passes(
     for level, one in enumerate(passes):
         mine = np.flatnonzero(sums.level == level)
         pairs = sums.take(mine)
-        result, change = _solve_pass(pairs.less(coefficients), unit, one.slope, one.held | fixed, sigma, weights[mine])
+        held = fixed | (one.held & ~_several_held(unit, pairs, one.held | fixed))
+        result, change = _solve_pass(pairs.less(coefficients), unit, one.slope, held, sigma, weights[mine])
         coefficients = coefficients + change
         trust[mine] = result.trust
         solved.append(result)
@@ -253,6 +254,13 @@ def _tied(unit: np.ndarray, p: int, q: int) -> sparse.csr_array:
 def _joined(unit: np.ndarray, pairs: PairSums) -> np.ndarray:
     """Units after a pass: those that it has connected become one."""
     return connected(int(unit.max()) + 1, unit[pairs.first], unit[pairs.second])[unit]
+
+
+def _several_held(unit: np.ndarray, pairs: PairSums, held: np.ndarray) -> np.ndarray:
+    """Exposures of sets that a pass joins to more than one held unit: those are to agree with each other."""
+    joined = _joined(unit, pairs)
+    sets_of_units = np.unique([joined[held], unit[held]], axis=1)[0]
+    return np.bincount(sets_of_units, minlength=int(joined.max()) + 1)[joined] > 1
 
 
 def _misfit(left: PairSums, sigma: np.ndarray, trust: np.ndarray, component: np.ndarray) -> np.ndarray:

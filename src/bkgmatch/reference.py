@@ -58,7 +58,7 @@ def reference_tile(
     links: Collection[tuple[str, str]],
     cutouts: Sequence[CutOut],
     options: LevelMatchOptions,
-) -> str:
+) -> str | None:
     """
     Choose the reference tile of connected exposures.
 
@@ -77,8 +77,8 @@ def reference_tile(
 
     Returns
     -------
-    str
-        Name of the tile; ``mean`` if none is the reference.
+    str or None
+        Name of the tile; None if the mean of all is the reference.
     """
     inside = [everything[i] for i in members]
     tiles = tile_names(inside)
@@ -86,7 +86,7 @@ def reference_tile(
     if named:
         return named[0]
     if options.reference == "mean":
-        return "mean"
+        return None
     if options.reference in ("auto", "background"):
         gaps = _time_gaps(inside, _background_times(everything))
         if gaps:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 from urllib.parse import urlparse
 
@@ -402,11 +403,13 @@ def unreadable(file: str | Path, error: Exception) -> str:
 def input_files(init: Any) -> list[Path]:
     """Files that a step or pipeline is given: those listed, or the members of the association."""
     if isinstance(init, list | tuple):
+        for member in init:
+            _check_kind(member, (str, Path, JwstDataModel))
         return [located(member) for member in init if isinstance(member, str | Path)]
     if isinstance(init, dict):
         return _members(init, Path.cwd(), "the association")
     if not isinstance(init, str | Path):
-        _check_kind(init)
+        _check_kind(init, (NoneType, JwstDataModel, ModelContainer, ModelLibrary))
         return []
     if not is_association(init):
         return [located(init)]
@@ -424,11 +427,11 @@ def input_files(init: Any) -> list[Path]:
     return _members(association, located(init).parent, f"the association {init}")
 
 
-def _check_kind(init: Any) -> None:
+def _check_kind(given: Any, kinds: tuple[type, ...]) -> None:
     """Raise TypeError if a step can do nothing with what it is given."""
-    if not (init is None or _has_models(init)):
+    if not isinstance(given, kinds):
         raise TypeError(
-            f"there are no exposures in {type(init).__name__}; give an association, files, models or a library"
+            f"there are no exposures in {type(given).__name__}; give an association, files, models or a library"
         )
 
 

@@ -198,12 +198,12 @@ def _check_bands(tiles: Sequence[Tile], *, lyot: bool, chips: bool) -> None:
 
 def _fields(index: int, exposure: Exposure, tile: Tile) -> list[Part]:
     """Imager and Lyot field of one image, as if each had a detector of its own."""
-    name = f"{exposure.name}[{LYOT}]"
+    name, tile_name = f"{exposure.name}[{LYOT}]", tile.name or exposure.name
     science = exposure.changed(partial(_within, is_lyot=False), "imager")
     lyot = exposure.changed(partial(_within, is_lyot=True), "Lyot field")
     return [
-        Part(index, replace(science, tile=tile.name, part=_SCIENCE)),
-        Part(index, replace(lyot, name=name, tile=tile.name, part=LYOT), is_lyot_field=True),
+        Part(index, replace(science, tile=tile_name, part=_SCIENCE)),
+        Part(index, replace(lyot, name=name, tile=tile_name, part=LYOT), is_lyot_field=True),
     ]
 
 
