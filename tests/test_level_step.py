@@ -946,7 +946,7 @@ def test_lyot_fields_that_overlap_each_other_only(small_dithers, reference):
 
 @pytest.fixture(scope="module")
 def lone_lyot():
-    """Two tiles of one exposure that overlap: the Lyot field of the second lies on the first, the first's on nothing."""
+    """Two tiles of an exposure each: the Lyot field of the second lies on the first, that of the first on nothing."""
     return simulate_mosaic(
         rng=np.random.default_rng(4), detectors=("MIRIMAGE",), tiles=(1, 2), dithers=1, binning=16, overlap=0.1,
         lyot_offset=5.0, jitter=0.0,

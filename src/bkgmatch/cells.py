@@ -281,11 +281,11 @@ def _variance_blocks(
 
 
 def _pixel_variances(image: np.ndarray, pixels: Pixels) -> np.ndarray:
-    """Variances of good pixels, NaN elsewhere: those given, or squared differences of nearby pixels."""
+    """Variances of good pixels, NaN elsewhere: those given, if they may be, or squared differences of nearby pixels."""
     good = np.isfinite(image)
     if pixels.variance is not None:
         with np.errstate(invalid="ignore"):
-            known = good & (pixels.variance > 0) & (pixels.variance < LARGEST**2)
+            known = good & (pixels.variance > LARGEST**-2) & (pixels.variance < LARGEST**2)
         if known.sum() > _LEAST_KNOWN * good.sum():
             return np.where(known, pixels.variance, np.nan).astype(np.float32)
     scatter = np.full(image.shape, np.nan, dtype=np.float32)

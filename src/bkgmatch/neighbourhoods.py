@@ -365,9 +365,9 @@ def _placed(item: tuple[Exposure, Footprint], grid: Grid, options: LevelMatchOpt
 
 
 def _with_noise(cutouts: Sequence[CutOut]) -> list[CutOut]:
-    """Give exposures whose noise is not known, as of those of few pixels, that of the others; 1 if none is."""
+    """Give exposures whose noise is not known, or next to none, as of few pixels, that of the others; 1 if none is."""
     typical = np.array([np.median(c.variance) for c in cutouts])
-    known = np.isfinite(typical)
+    known = np.isfinite(typical) & (typical > LARGEST**-2)
     usual = np.median(typical[known]) if known.any() else 1.0
     rows = zip(cutouts, known, strict=True)
     return [c if seen else replace(c, variance=np.full_like(c.variance, usual)) for c, seen in rows]

@@ -7,7 +7,7 @@ from bkgmatch.solve import NormalSystem
 __all__ = ["HELD", "LOOSE", "plausible_tilt", "tilt_variances"]
 
 LOOSE = 100.0
-"""Largest plausible coefficient, in standard deviations of a cell."""
+"""Width of a prior with which it is found out what the overlaps determine, in standard deviations of a cell."""
 
 HELD = 0.5
 """A coefficient is held by the prior if its error is more than this part of the prior's."""
@@ -40,7 +40,7 @@ def plausible_tilt(system: NormalSystem, found: np.ndarray, free: np.ndarray, si
     known = free & np.isfinite(variances)
     best = known & (variances <= _TIES * np.median(variances[known])) if known.any() else known
     tilts = found[best, 1:]
-    return float(np.clip(_TILTS * np.sqrt(np.mean(tilts**2)), sigma, LOOSE * sigma)) if tilts.size else sigma
+    return float(max(_TILTS * np.sqrt(np.mean(tilts**2)), sigma)) if tilts.size else sigma
 
 
 def tilt_variances(system: NormalSystem) -> np.ndarray:
