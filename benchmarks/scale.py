@@ -215,7 +215,7 @@ def pair_sums(overlaps: Overlaps, truth: np.ndarray, level: np.ndarray, rng: np.
     normal *= npix[:, None, None] / 2
     apart = truth[overlaps.first] - truth[overlaps.second]
     rhs = np.einsum("nab,nb->na", normal, apart) + noise(normal, rng)
-    return PairSums(level, overlaps.first, overlaps.second, normal, rhs, npix.copy(), npix)
+    return PairSums(level, overlaps.first, overlaps.second, normal, rhs, npix.copy(), npix, normal[:, 0, 0])
 
 
 def levels_in_passes(mosaic: Mosaic, overlaps: Overlaps, rng: np.random.Generator) -> dict:
@@ -242,7 +242,7 @@ def solved(
     sums = pair_sums(overlaps, truth, level, rng).take(order)
     nothing, weights = np.zeros(n, dtype=bool), np.ones(len(order))
     every = [Pass(str(k), p > 1, container, nothing) for k, container in enumerate(containers)]
-    return timed(lambda: solve_passes(np.arange(n), sums, every, nothing, np.ones(n), weights))
+    return timed(lambda: solve_passes(np.arange(n), sums, every, nothing, 1.0, weights))
 
 
 def one_size(n: int) -> dict:

@@ -94,7 +94,7 @@ def everything(cutouts):
 
 
 def brute_force(cutouts, p, containers):
-    """Equations of pairs, by a loop over cells and pairs: {(level, i, j): [normal, rhs, squares, npix]}."""
+    """Equations of pairs, by a loop over cells and pairs: {(level, i, j): [normal, rhs, squares, npix, spread]}."""
     cells, sums = everything(cutouts), {}
     earlier = np.arange(len(cutouts))
     for level, container in enumerate(containers):
@@ -105,10 +105,11 @@ def brute_force(cutouts, p, containers):
                 if container[i] != container[j] or earlier[i] == earlier[j]:
                     continue
                 total = sum(cells[m][place][1] for m in seen if container[m] == container[i])
-                w = cells[i][place][1] * cells[j][place][1] / total
+                one, two = cells[i][place][1], cells[j][place][1]
+                w = one * two / total
                 d = cells[i][place][0] - cells[j][place][0]
-                new = [w * np.outer(phi, phi), w * d * phi, w * d**2, 1]
-                old = sums.get((level, i, j), [0, 0, 0, 0])
+                new = [w * np.outer(phi, phi), w * d * phi, w * d**2, 1, w**2 * (1 / one + 1 / two)]
+                old = sums.get((level, i, j), [0] * len(new))
                 sums[level, i, j] = [a + b for a, b in zip(old, new, strict=True)]
         earlier = container
     return sums
@@ -131,11 +132,13 @@ def test_sums_of_pairs_against_a_loop_over_cells(p, containers, start):
     keys = list(zip(found.level.tolist(), found.first.tolist(), found.second.tolist(), strict=True))
     assert keys == sorted(expected)
     assert len(keys) >= 8
-    normal, rhs, squares, npix = (np.array(part) for part in zip(*(expected[k] for k in keys), strict=True))
+    normal, rhs, squares, npix, spread = (np.array(part) for part in zip(*(expected[k] for k in keys), strict=True))
     np.testing.assert_array_equal(found.npix, npix)
     size = np.abs(normal).max()
     np.testing.assert_allclose(found.normal, normal, rtol=1e-5, atol=1e-6 * size)
     np.testing.assert_allclose(found.rhs, rhs, rtol=1e-4, atol=1e-5 * np.abs(rhs).max())
+    np.testing.assert_allclose(found.spread, spread, rtol=1e-5)
+    np.testing.assert_allclose(found.noise(), np.sqrt(spread) / normal[:, 0, 0], rtol=1e-5)
     if start == "zero":
         np.testing.assert_allclose(found.squares, squares, rtol=1e-3)
 
@@ -236,7 +239,7 @@ def solved_sums(n, sums, containers, slopes, *, sigma=SIGMA, fixed=None, held=No
     passes = [Pass(f"pass {k}", slopes[k], c, held[k]) for k, c in enumerate(containers)]
     fixed = nothing if fixed is None else fixed
     units = np.arange(n) if units is None else units
-    return solve_passes(units, sums, passes, fixed, np.full(n, sigma), np.ones(len(sums.first)))
+    return solve_passes(units, sums, passes, fixed, sigma, np.ones(len(sums.first)))
 
 
 @pytest.mark.parametrize("p", [1, 3])
@@ -673,6 +676,7 @@ def pair_sums(first, second, offset, npix=2000.0, sigma=0.1):
         (weight * offset)[:, None],
         weight * offset**2,
         npix,
+        weight,
     )
 
 
@@ -805,15 +809,17 @@ def test_errors_grow_with_what_the_functions_leave():
     """Offsets that contradict each other by many times their noise: variances grow by the squared typical pull."""
     rng = np.random.default_rng(21)
     first, second = np.array(list(combinations(range(6), 2))).T
-    m, sigma = len(first), np.full(6, 0.1)
+    m = len(first)
     offset = 0.3 * rng.choice([-1.0, 1.0], m)
     normal = np.full((m, 1, 1), 5000.0)
 
     def solution(offset):
         level = np.zeros(m, dtype=int)
-        sums = PairSums(level, first, second, normal, normal[:, 0] * offset[:, None], np.ones(m), np.full(m, 100.0))
+        sums = PairSums(
+            level, first, second, normal, normal[:, 0] * offset[:, None], np.ones(m), np.full(m, 100.0), normal[:, 0, 0]
+        )
         every = Pass("all", False, np.zeros(6, dtype=int), np.zeros(6, dtype=bool))
-        return solve_passes(np.arange(6), sums, [every], np.zeros(6, dtype=bool), sigma, np.ones(m))
+        return solve_passes(np.arange(6), sums, [every], np.zeros(6, dtype=bool), 0.1, np.ones(m))
 
     found, quiet = solution(offset), solution(np.zeros(m))
     c = found.coefficients[:, 0]
@@ -833,13 +839,20 @@ def test_misfit_and_trust_are_those_of_each_mosaic():
     offset[m] += 0.2
     level, normal = np.zeros(2 * m, dtype=int), np.full((2 * m, 1, 1), 5000.0)
     sums = PairSums(
-        level, first, second, normal, normal[:, 0] * offset[:, None], normal[:, 0, 0], np.full(2 * m, 100.0)
+        level,
+        first,
+        second,
+        normal,
+        normal[:, 0] * offset[:, None],
+        normal[:, 0, 0],
+        np.full(2 * m, 100.0),
+        normal[:, 0, 0],
     )
     every = Pass("all", False, mosaic, np.zeros(12, dtype=bool))
 
     def solution(*mosaics):
         some = sums.take(np.isin(mosaic[first], mosaics))
-        return solve_passes(np.arange(12), some, [every], every.held, np.full(12, 0.1), np.ones(len(some.first)))
+        return solve_passes(np.arange(12), some, [every], every.held, 0.1, np.ones(len(some.first)))
 
     both, alone = solution(0, 1), [solution(0), solution(1)]
     np.testing.assert_allclose(both.trust, np.concatenate([one.trust for one in alone]), rtol=1e-6)
@@ -859,9 +872,11 @@ def test_small_mosaics_have_one_misfit():
     every = Pass("all", False, mosaic, np.zeros(n, dtype=bool))
 
     def variance(factor, *mosaics):
-        sums = PairSums(level, first, second, normal, factor * normal[:, 0] * offset, np.ones(m), np.full(m, 100.0))
+        sums = PairSums(
+            level, first, second, normal, factor * normal[:, 0] * offset, np.ones(m), np.full(m, 100.0), normal[:, 0, 0]
+        )
         some = sums.take(np.isin(mosaic[first], mosaics))
-        found = solve_passes(np.arange(n), some, [every], every.held, np.full(n, 0.1), np.ones(len(some.first)))
+        found = solve_passes(np.arange(n), some, [every], every.held, 0.1, np.ones(len(some.first)))
         return found.covariance[mosaics[0] * 3, 0, 0]
 
     quiet = variance(0, 0)
@@ -932,7 +947,16 @@ def test_a_bad_pair_does_not_spoil_a_better_start():
     offset = level[first] - level[second]
     offset[0] += 0.5
     none = np.zeros(len(first), dtype=int)
-    sums = PairSums(none, first, second, normal, normal[:, 0] * offset, np.ones(len(first)), np.full(len(first), 1e4))
+    sums = PairSums(
+        none,
+        first,
+        second,
+        normal,
+        normal[:, 0] * offset,
+        np.ones(len(first)),
+        np.full(len(first), 1e4),
+        normal[:, 0, 0],
+    )
     found = better_start(start_of(n, 1, level + 0.1), sums).coefficients
     np.testing.assert_allclose(found - found.mean(), level - level.mean(), atol=0.005)
 
@@ -1008,7 +1032,7 @@ def random_sums(rng, containers, p, n_pairs):
     normal = 50 * np.einsum("kma,kmb->kab", terms, terms)
     rhs = np.einsum("kab,kb->ka", normal, rng.normal(0, 0.1, (len(first), p)))
     order = np.lexsort((second, first, level))
-    sums = PairSums(level, first, second, normal, rhs, np.ones(len(first)), normal[:, 0, 0])
+    sums = PairSums(level, first, second, normal, rhs, np.ones(len(first)), normal[:, 0, 0], normal[:, 0, 0])
     return sums.take(order)
 
 
@@ -1032,7 +1056,7 @@ def test_errors_against_a_right_hand_side_for_each_exposure(slopes, kind, monkey
     counted = ~chosen if kind == "counted" else None
 
     def solution():
-        return solve_passes(units, sums, every, fixed, np.full(n, 0.2), np.ones(len(sums.first)), counted)
+        return solve_passes(units, sums, every, fixed, 0.2, np.ones(len(sums.first)), counted)
 
     monkeypatch.setattr(dissection, "LEAF", 20)
     found = solution().covariance
@@ -1053,7 +1077,14 @@ def test_errors_of_a_mosaic_in_passes_need_small_fronts(monkeypatch):
     roots = rng.normal(size=(len(first), 3, 5))
     normal = np.einsum("nak,nbk->nab", roots, roots)
     sums = PairSums(
-        level, first, second, normal, rng.normal(size=(len(first), 3)), np.ones(len(first)), normal[:, 0, 0]
+        level,
+        first,
+        second,
+        normal,
+        rng.normal(size=(len(first), 3)),
+        np.ones(len(first)),
+        normal[:, 0, 0],
+        normal[:, 0, 0],
     )
     sums = sums.take(np.argsort(level, kind="stable"))
     sizes = []
@@ -1066,5 +1097,5 @@ def test_errors_of_a_mosaic_in_passes_need_small_fronts(monkeypatch):
     monkeypatch.setattr("bkgmatch.selected_inverse.dissect", watched)
     nothing = np.zeros(len(tile), dtype=bool)
     every = [Pass(str(k), True, one, nothing) for k, one in enumerate(sets)]
-    solve_passes(np.arange(len(tile)), sums, every, nothing, np.ones(len(tile)), np.ones(len(first)))
+    solve_passes(np.arange(len(tile)), sums, every, nothing, 1.0, np.ones(len(first)))
     assert max(sizes) < 240

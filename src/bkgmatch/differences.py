@@ -63,6 +63,8 @@ class PairSums(NamedTuple):
         Sum of w d^2, with the difference less that of the start.
     npix : ndarray, shape (n_pairs,)
         Number of common good cells.
+    spread : ndarray, shape (n_pairs,)
+        Variance of the sum of w d by noise, where the given variances are right: the sum of w^2 (1 / w_i + 1 / w_j).
     """
 
     level: np.ndarray
@@ -72,6 +74,7 @@ class PairSums(NamedTuple):
     rhs: np.ndarray
     squares: np.ndarray
     npix: np.ndarray
+    spread: np.ndarray
 
     def take(self, chosen: np.ndarray) -> "PairSums":
         """Keep some of the pairs."""
@@ -82,9 +85,9 @@ class PairSums(NamedTuple):
         apart = coefficients[self.first] - coefficients[self.second]
         return self._replace(rhs=self.rhs - np.einsum("nab,nb->na", self.normal, apart))
 
-    def noise(self, sigma: np.ndarray) -> np.ndarray:
-        """Return the standard error of each mean difference, from the exposures' standard deviations of a cell."""
-        return np.sqrt((sigma[self.first] ** 2 + sigma[self.second] ** 2) / self.npix)
+    def noise(self) -> np.ndarray:
+        """Return the standard error of each mean difference by noise."""
+        return np.sqrt(self.spread) / self.normal[:, 0, 0]
 
     def offset(self) -> np.ndarray:
         """Mean difference of each pair."""
@@ -218,7 +221,7 @@ def join_sums(sums: Sequence[PairSums], p: int) -> PairSums:
     """Put lists of pairs together, one entry for each pair."""
     if not sums:
         none = np.zeros(0, dtype=int)
-        return PairSums(none, none, none, np.zeros((0, p, p)), np.zeros((0, p)), np.zeros(0), np.zeros(0))
+        return PairSums(none, none, none, np.zeros((0, p, p)), np.zeros((0, p)), *np.zeros((3, 0)))
     return PairSums(*added_up(sums, 3))
 
 
@@ -264,18 +267,16 @@ def _sets(container: np.ndarray, earlier: np.ndarray) -> Iterator[np.ndarray]:
             yield members
 
 
-def _pair_sums(
-    value: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarray, p: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return sums for all pairs (i, j) of k exposures: (k, k, p, p), (k, k, p), (k, k), (k, k)."""
+def _pair_sums(value: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarray, p: int) -> tuple[np.ndarray, ...]:
+    """Return sums for all pairs (i, j) of k exposures: (k, k, p, p), (k, k, p), and three times (k, k)."""
     k = len(value)
     step = max(_PRODUCTS // k, _LEAST_PRODUCTS)
     pieces = [slice(start, start + step) for start in range(0, max(len(x), 1), step)]
     parts = (_products(value[:, some], weight[:, some], x[some], y[some], p) for some in pieces)
-    normal, mixed, own, both, npix = reduce(_added, parts)
+    normal, mixed, own, both, npix, heavy = reduce(_added, parts)
     normal = normal.reshape(p, k, p, k).transpose(1, 3, 0, 2)
     mixed = mixed.reshape(k, p, k).transpose(0, 2, 1)
-    return normal, mixed - mixed.transpose(1, 0, 2), own + own.T - 2 * both, npix
+    return normal, mixed - mixed.transpose(1, 0, 2), own + own.T - 2 * both, npix, heavy + heavy.T
 
 
 def _added(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -284,14 +285,15 @@ def _added(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> tuple[np.nda
 
 def _products(value: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarray, p: int) -> tuple[np.ndarray, ...]:
     """
-    Sum the products of exposures over some cells: (p k, p k), (k, p k), and three times (k, k).
+    Sum the products of exposures over some cells: (p k, p k), (k, p k), and four times (k, k).
 
     In double precision: single cells, of which rounding makes something that determines tilts, may have much weight.
     """
     total = weight.sum(axis=0)
     total[total == 0] = 1
     value = value - np.einsum("kc,kc->c", weight, value) / total  # what is common would only cost digits
-    share = weight / np.sqrt(total, dtype=float)
+    root = np.sqrt(total, dtype=float)
+    share = weight / root
     product = share * value
     functions = np.concatenate([share, share * x, share * y][:p])
     used = (weight > 0).astype(np.float32)
@@ -301,12 +303,13 @@ def _products(value: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarra
         (product * value) @ share.T,
         product @ product.T,
         used @ used.T,
+        (share * share) @ (share / root).T,
     )
 
 
 def _listed(sums: tuple, numbers: np.ndarray, earlier: np.ndarray, level: int, middle: np.ndarray) -> PairSums:
     """Pairs of different earlier sets that have common cells, as a list, about the origin of the grid."""
-    normal, rhs, squares, npix = sums
+    normal, rhs, squares, npix, spread = sums
     one, two = np.nonzero(np.triu(npix, 1) * (earlier[:, None] != earlier))
     p = rhs.shape[-1]
     shift = np.eye(p)
@@ -319,4 +322,5 @@ def _listed(sums: tuple, numbers: np.ndarray, earlier: np.ndarray, level: int, m
         rhs=rhs[one, two] @ shift.T,
         squares=squares[one, two].astype(float),
         npix=npix[one, two].astype(float),
+        spread=spread[one, two],
     )

@@ -131,8 +131,8 @@ class Measured(NamedTuple):
         Sums of all pairs.
     used : ndarray of bool, shape (n_pairs,)
         Pairs that are not rejected.
-    sigma : ndarray, shape (n,)
-        Standard deviation of a cell of each exposure.
+    sigma : float
+        Typical standard deviation of a cell.
     """
 
     grid: Grid
@@ -140,7 +140,7 @@ class Measured(NamedTuple):
     unit: float
     sums: PairSums
     used: np.ndarray
-    sigma: np.ndarray
+    sigma: float
 
 
 Watch: TypeAlias = Callable[[Sequence[str], Neighbourhood, Sequence[CutOut]], None]
@@ -250,13 +250,13 @@ def match_neighbourhood(
         options,
         work,
     )
-    sums, used, sigma = measured.sums, measured.used, measured.sigma
+    sums, used = measured.sums, measured.used
     kept = sums.take(used)
     fixed = np.array([exposures[i].is_fixed for i in members])
     units = np.arange(len(members))
     counted = np.array([exposures[i].part != LYOT for i in members])
     weights = _weight_factors(kept, options.weight_method)
-    solution = solve_passes(units, kept, passes, fixed, sigma, weights, counted)
+    solution = solve_passes(units, kept, passes, fixed, measured.sigma, weights, counted)
     trust = np.zeros(len(used))
     trust[used] = solution.trust
     coefficients, reference = _with_zero_points(exposures, members, measured, solution, options, work)
@@ -280,7 +280,7 @@ def match_neighbourhood(
             step=np.array([one.name for one in passes])[sums.level],
             npix=np.rint(sums.npix).astype(int),
             offset=sums.offset(),
-            sigma=sums.noise(sigma),
+            sigma=sums.noise(),
             rms=np.sqrt(np.maximum(sums.squares, 0) / sums.normal[:, 0, 0]),
             residual=sums.less(np.nan_to_num(solution.coefficients)).offset(),
             trust=trust,
@@ -347,7 +347,7 @@ def measure_neighbourhood(
     sums, used = added_up(start)
     start = better_start(start, sums.take(used))
     sums, used = added_up(start)
-    sigma = np.array([np.sqrt(np.median(c.variance) * f) for c, f in zip(cutouts, start.noise, strict=True)])
+    sigma = float(np.median([np.sqrt(np.median(c.variance) * f) for c, f in zip(cutouts, start.noise, strict=True)]))
     return Measured(grid, cutouts, unit, sums, used, sigma)
 
 

@@ -88,7 +88,7 @@ def solve_passes(
     sums: PairSums,
     passes: Sequence[Pass],
     fixed: np.ndarray,
-    sigma: np.ndarray,
+    sigma: float,
     weights: np.ndarray,
     counted: np.ndarray | None = None,
 ) -> PassesSolution:
@@ -105,8 +105,8 @@ def solve_passes(
         Passes.
     fixed : ndarray of bool, shape (n,)
         Exposures whose function is 0.
-    sigma : ndarray, shape (n,)
-        Standard deviation of a cell of each exposure.
+    sigma : float
+        Typical standard deviation of a cell: of tilts, the least that is plausible over half of an exposure.
     weights : ndarray, shape (n_pairs,)
         Factors on the weights; 1 for maximum likelihood.
     counted : ndarray of bool, shape (n,), optional
@@ -139,7 +139,7 @@ def solve_passes(
     component = _connected(units, sums)
     return PassesSolution(
         coefficients=np.where((component >= 0)[:, None], coefficients, np.nan),
-        covariance=_misfit(sums.less(coefficients), sigma, trust, component)[:, None, None]
+        covariance=_misfit(sums.less(coefficients), trust, component)[:, None, None]
         * _covariance(n, p, solved, component, fixed, counted),
         component=component,
         trust=trust,
@@ -160,9 +160,7 @@ class _Equations:
     held: np.ndarray  # of units
 
     @classmethod
-    def of(
-        cls, pairs: PairSums, unit: np.ndarray, q: int, held: np.ndarray, sigma: np.ndarray, weights: np.ndarray
-    ) -> "_Equations":
+    def of(cls, pairs: PairSums, unit: np.ndarray, q: int, held: np.ndarray, weights: np.ndarray) -> "_Equations":
         held_units = np.zeros(int(unit.max()) + 1, dtype=bool)
         held_units[unit[held]] = True
         return cls(
@@ -170,7 +168,7 @@ class _Equations:
             unit[pairs.second],
             pairs.normal[:, :q, :q],
             pairs.rhs[:, :q],
-            pairs.noise(sigma),
+            pairs.noise(),
             weights,
             held_units,
         )
@@ -209,13 +207,13 @@ class _Equations:
 
 
 def _solve_pass(
-    pairs: PairSums, unit: np.ndarray, slope: bool, held: np.ndarray, sigma: np.ndarray, weights: np.ndarray
+    pairs: PairSums, unit: np.ndarray, slope: bool, held: np.ndarray, sigma: float, weights: np.ndarray
 ) -> tuple[_Solved, np.ndarray]:
     """Solve one pass for the functions of units; return also those of the exposures."""
     n, p = len(unit), pairs.rhs.shape[1]
     q = p if slope else 1
-    equations = _Equations.of(pairs, unit, q, held, sigma, weights)
-    prior = _prior(equations, q, float(np.median(sigma)))
+    equations = _Equations.of(pairs, unit, q, held, weights)
+    prior = _prior(equations, q, sigma)
     trust = equations.trust(prior)
     factors = trust * weights
     system = equations.system(factors, prior)
@@ -263,7 +261,7 @@ def _several_held(unit: np.ndarray, pairs: PairSums, held: np.ndarray) -> np.nda
     return np.bincount(sets_of_units, minlength=int(joined.max()) + 1)[joined] > 1
 
 
-def _misfit(left: PairSums, sigma: np.ndarray, trust: np.ndarray, component: np.ndarray) -> np.ndarray:
+def _misfit(left: PairSums, trust: np.ndarray, component: np.ndarray) -> np.ndarray:
     """
     Factors on variances, shape (n,), where functions do not fit.
 
@@ -277,7 +275,7 @@ def _misfit(left: PairSums, sigma: np.ndarray, trust: np.ndarray, component: np.
     is_small = np.bincount(component[trusted.first], minlength=few) < _MANY_PAIRS
     group = np.where(is_small[component], few, component)
     of_pair = group[trusted.first]
-    pulls = typical_pulls(np.abs(trusted.offset()) / trusted.noise(sigma), of_pair, few + 1)
+    pulls = typical_pulls(np.abs(trusted.offset()) / trusted.noise(), of_pair, few + 1)
     known = np.bincount(of_pair, minlength=few + 1) >= _MANY_PAIRS
     return np.where(known, np.maximum(pulls, 1), 1)[group] ** 2
 

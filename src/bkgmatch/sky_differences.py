@@ -51,9 +51,9 @@ def solve_differences(
     limited = limited if factor == 1 else [exposure.times(factor) for exposure in limited]
     outlines = work.run(outline_of, limited, what="Outlining exposures", name=attrgetter("name"))
     units, together = groups[by_name], [np.zeros(n, dtype=int)]
-    sums, sigma = [], np.zeros(n)
+    sums = []
     for members in neighbourhoods(limited, outlines):
-        measured = measure_neighbourhood(
+        found = measure_neighbourhood(
             [limited[i] for i in members],
             [outlines[i] for i in members],
             units[members],
@@ -61,9 +61,7 @@ def solve_differences(
             1,
             LevelMatchOptions(min_area_percent=0.0),
             work,
-        )
-        sigma[members] = measured.sigma
-        found = measured.sums
+        ).sums
         sums.append(found._replace(first=members[found.first], second=members[found.second]))
     pairs = join_sums(sums, 1)
     likely = pairs.normal[:, 0, 0]
@@ -74,11 +72,11 @@ def solve_differences(
     member[units] = np.arange(n)
     one_of_each = np.isin(np.arange(n), member)
     every = [Pass("match", False, together[0], nothing)]
-    solution = solve_passes(units, pairs, every, nothing, np.where(sigma > 0, sigma, 1), weights, one_of_each)
+    solution = solve_passes(units, pairs, every, nothing, 1.0, weights, one_of_each)
     result = Solution(
         solution.coefficients[member] / factor, solution.covariance[member] / factor**2, solution.component[member]
     )
-    return _in_order(result), _offsets(pairs, sigma, solution.trust, full_weight, by_name, factor)
+    return _in_order(result), _offsets(pairs, solution.trust, full_weight, by_name, factor)
 
 
 def _within_limits(exposure: Exposure, options: SkyMatchOptions) -> Exposure:
@@ -109,13 +107,12 @@ def _in_order(solution: Solution) -> Solution:
 
 def _offsets(
     pairs: PairSums,
-    sigma: np.ndarray,
     trust: np.ndarray,
     full_weight: np.ndarray,
     place_of: np.ndarray,
     factor: float,
 ) -> Offsets:
-    error = pairs.noise(sigma) / factor
+    error = pairs.noise() / factor
     one, two = place_of[pairs.first], place_of[pairs.second]
     count = len(one)
     return Offsets(
