@@ -279,6 +279,12 @@ def test_what_is_no_exposure(offline, given):
     has(refused(given, offline, TypeError), type(given).__name__, "give an association, files, models or a library")
 
 
+@pytest.mark.parametrize("member", [5, None, {}, ["x_cal.fits"]])
+def test_a_list_of_what_is_no_exposure(files, offline, member):
+    message = refused([str(files[0]), member], offline, TypeError)
+    has(message, f"there are no exposures in {type(member).__name__}", "give an association")
+
+
 @pytest.mark.parametrize("name", ["levels.fits", "levels.FITS", "levels.csv"])
 def test_a_table_of_another_format(files, offline, name):
     has(refused(association(files), offline, save_table=str(offline / name)), name, "ECSV", "end in .ecsv")

@@ -260,6 +260,7 @@ CONFLICTS = {
     "no background": ({"reference": "background"}, ("reference='background'", "exptype")),
     "no size of cells": ({"pixel_scale_ratio": 0.0}, ("pixel_scale_ratio", "positive")),
     "negative cells": ({"pixel_scale_ratio": -1.0}, ("pixel_scale_ratio", "positive")),
+    "too large cells": ({"pixel_scale_ratio": 60.0}, ("pixel_scale_ratio", "between 0.01 and 50")),
     "cells of NaN": ({"pixel_scale_ratio": float("nan")}, ("pixel_scale_ratio", "positive")),
     "no threshold": ({"sigma": 0.0}, ("sigma", "positive")),
     "unknown fit": ({"fit_type_dithers": "cubic"}, ("fit_type_dithers", "cubic")),

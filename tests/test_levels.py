@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from common import EMPTY, IMAGES, PLACES, SHAPE, TWINS, exposure, few, noise, tan
+from common import EMPTY, IMAGES, PIXEL, PLACES, SHAPE, TWINS, exposure, few, noise, tan
 
 from bkgmatch import neighbourhoods
 from bkgmatch.detectors import to_plane
@@ -987,6 +987,12 @@ def test_a_cube():
         match_levels([exposure("cube", np.zeros((2, 3, 4)), tan())])
 
 
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5)])
+def test_an_image_without_pixels(shape):
+    with pytest.raises(ValueError, match=r"nothing: .*some pixels"):
+        exposure("nothing", np.zeros(shape), tan())
+
+
 def test_errors_of_zero_are_not_roots_of_rounding():
     found = match_levels(mosaic())
     rounded = replace(found, covariance=found.covariance - 1e-40 * np.eye(3))
@@ -1000,6 +1006,71 @@ def test_the_input_is_not_changed():
     match_levels(exposures, LevelMatchOptions(do_sigma_clip=True))
     for e, data in zip(exposures, before, strict=True):
         np.testing.assert_array_equal(e.read().data, data)
+
+
+def test_a_tile_may_be_called_mean():
+    exposures = [replace(e, name="mean") if e.name == "e01" else e for e in mosaic()]
+    found = match_levels(exposures, LevelMatchOptions(reference="mean"))  # also the name of a policy
+    assert found.reference == ("mean",)
+    assert found.level[1] == pytest.approx(match_levels(mosaic(), LevelMatchOptions(reference="e01")).level[1])
+    most = LevelMatchOptions(reference="most_overlaps", do_local_subtraction=False)
+    exposures = [replace(e, name="mean") for e in mosaic()[1:2]] + [mosaic()[0], mosaic()[2]]
+    assert match_levels(exposures, most).level[0] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_order_of_exposures_in_different_units_does_not_matter(seed):
+    """Two thirds in a tiny unit: whichever come first and last."""
+    exposures = [e if k % 3 else e.times(1e-17) for k, e in enumerate(mosaic() + few_more())]
+    order = np.random.default_rng(seed).permutation(len(exposures))
+    first, second = (match_levels(some, options()) for some in (exposures, [exposures[k] for k in order]))
+    np.testing.assert_array_equal(second.level, first.level[order])
+    np.testing.assert_array_equal(second.sigma, first.sigma[order])
+
+
+def few_more():
+    return [replace(e, name=f"m{k}") for k, e in enumerate(mosaic(seed=2)[:4])]
+
+
+@pytest.mark.parametrize("error", [1e-19, 1e-22, 1e-80])
+@pytest.mark.parametrize("which", [range(5), (0, 2, 3, 4), (1,)], ids=["all", "all but one", "one"])
+def test_errors_far_too_small(error, which):
+    """ERR whose inverse square no number of single precision can hold is as if there were none."""
+    exposures = mosaic(variance=[np.full(SHAPE, error**2 if k in which else 0.02**2) for k in range(5)])
+    found = match_levels(exposures, options())
+    np.testing.assert_allclose(found.level, TRUE - TRUE.mean(), atol=0.005)
+    np.testing.assert_allclose(found.sigma, match_levels(mosaic(), options()).sigma, rtol=0.2)
+
+
+def test_steep_tilts_beside_one_that_overlaps_hardly_determine():
+    """Of a thousand times the noise; the last exposure hangs on two rows of pixels."""
+    pulls, loose = [], []
+    shape = (64, 64)
+    y, x = (np.indices(shape) - 31.5) / 32
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        tilt = rng.normal(0, 1, (5, 2))
+        tilt -= tilt.mean(axis=0)
+        exposures = [
+            exposure(f"e{k}", a * x + b * y + rng.normal(0, 1e-3, shape), tan(shape=shape, shift=shift))
+            for k, ((a, b), shift) in enumerate(zip(tilt, [(0, 0), (32, 3), (0, 32), (32, 35), (32, 97)], strict=True))
+        ]
+        found = match_levels(exposures, options(passes="joint", fit_type_dithers="level+slope"))
+        slope = np.column_stack([-found.slope[:, 0], found.slope[:, 1]]) * PIXEL * 32
+        pulls.append((slope - slope.mean(axis=0) - tilt) / (found.slope_sigma * PIXEL * 32))
+        loose.append(found.loose.tolist())
+    assert np.array(loose)[:, 4].all()
+    assert np.sqrt(np.mean(np.square(pulls))) < 1.5
+
+
+def test_nan_pixels_that_are_called_good():
+    empty = exposure("e05", np.full(SHAPE, np.nan), tan(0.0, 60.0, shift=(20, 20)), good=np.ones(SHAPE, bool))
+    assert match_levels([*mosaic(), empty], options()).status == ("matched",) * 5 + ("no good pixels",)
+
+
+def test_pairs_of_a_match_without_any_have_their_types():
+    pairs = match_levels([alone()], options()).pairs
+    assert [values.dtype.kind for values in pairs] == list("iiUi") + ["f"] * 5
 
 
 def test_a_table_prints():

@@ -366,7 +366,7 @@ MUTANTS = [
         ),
         (
             "pair weights w_i w_j, not divided by the sum over all exposures",
-            "share = weight / np.sqrt(total, dtype=float)",
+            "share = weight / root",
             "share = weight.astype(float)",
         ),
         (
@@ -385,9 +385,9 @@ MUTANTS = [
             "shift[1:, 0] = -middle",
         ),
         (
-            "the noise of a mean difference does not fall with the number of cells",
-            "return np.sqrt((sigma[self.first] ** 2 + sigma[self.second] ** 2) / self.npix)",
-            "return np.sqrt(sigma[self.first] ** 2 + sigma[self.second] ** 2)",
+            "the noise of a mean difference is that of one of the two exposures",
+            "2 * both, npix, heavy + heavy.T",
+            "2 * both, npix, heavy",
         ),
         (
             "products are summed in single precision",
@@ -512,6 +512,28 @@ MUTANTS = [
         tests="passes::test_plausible_tilts_are_those_that_are_determined_best",
     ),
     *_bugs(
+        "lyot.py",
+        (
+            "a Lyot field that overlaps nothing has the level of its imager",
+            "        coefficients[i, 0] += offset\n",
+            "",
+        ),
+        (
+            "it follows any imager of its tile",
+            "of_exposure if of_exposure.any() else of_tile",
+            "of_tile",
+        ),
+        (
+            "the offset is that of Lyot fields that overlap no imager",
+            "if component[i] in holds_imagers}, exposures)",
+            "if component[i] not in holds_imagers}, exposures)",
+        ),
+        tests=(
+            "levels::test_a_lyot_field_that_overlaps_nothing_follows_the_imager_of_its_exposure "
+            "levels::test_a_lyot_field_that_overlaps_no_imager_has_the_offset_of_the_others"
+        ),
+    ),
+    *_bugs(
         "passes.py",
         (
             "weights enter the scatter once, not twice",
@@ -540,8 +562,13 @@ MUTANTS = [
         ),
         (
             "fixed exposures move",
-            "unit, one.slope, one.held | fixed, sigma",
-            "unit, one.slope, one.held, sigma",
+            "held = fixed | (one.held & ",
+            "held = (one.held & ",
+        ),
+        (
+            "what joins held exposures is torn between them",
+            "(one.held & ~_several_held(unit, pairs, one.held | fixed))",
+            "one.held",
         ),
         (
             "later passes do not know what earlier ones found",
@@ -551,6 +578,7 @@ MUTANTS = [
         tests=(
             "passes::test_tied_passes_against_explicit_stacks "
             "passes::test_fixed_exposures_stay_and_others_join_them "
+            "passes::test_held_exposures_that_a_pass_joins_are_to_agree "
             "passes::test_errors_grow_with_what_the_functions_leave "
             "passes::test_misfit_and_trust_are_those_of_each_mosaic "
             "passes::test_small_mosaics_have_one_misfit "

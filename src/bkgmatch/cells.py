@@ -126,7 +126,13 @@ def place(
     Returns
     -------
     CutOut
-        With ``interp`` a cell has a value if the four pixels around its centre are good.
+        With ``interp`` a cell of about one pixel has a value if the four pixels around its centre are good; a larger
+        one, if nearly all of those are that are averaged.
+
+    Raises
+    ------
+    ValueError
+        If the WCS cannot be interpolated, or its scale is not like that of the grid.
     """
     where = pixel_map(outline, wcs, grid.of)
     corners = grid.of(outline.vectors)

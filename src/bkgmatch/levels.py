@@ -32,6 +32,8 @@ __all__ = ["LevelMatch", "match_levels"]
 
 MATCHED, FIXED = "matched", "fixed"
 NO_OVERLAP, NO_PIXELS, BACKGROUND = "no overlap", "no good pixels", "background"
+_NONE = np.zeros(0, dtype=int)
+_NO_PAIRS = LevelPairs(_NONE, _NONE, _NONE.astype(str), _NONE, *np.zeros((5, 0)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -274,7 +276,7 @@ def _collected(
             level[k], *slope[k] = to_sky @ one.coefficients[i]
             covariance[k] = to_sky @ one.covariance[i] @ to_sky.T
     status = [_status(e, outline, c) for e, outline, c in zip(exposures, outlines, component, strict=True)]
-    pairs = [one.pairs for one in found] or [LevelPairs(*np.zeros((9, 0)))]
+    pairs = [one.pairs for one in found] or [_NO_PAIRS]
     first, second, *values = (np.concatenate(part) for part in zip(*pairs, strict=True))
     return LevelMatch(
         names=tuple(exposures[k].name for k in order),
@@ -286,7 +288,7 @@ def _collected(
         status=tuple(status[k] for k in order),
         loose=loose[order],
         reference=tuple(reference[k] for k in dict.fromkeys(component[order].tolist()) if k >= 0),
-        pairs=LevelPairs(place_of[first.astype(int)], place_of[second.astype(int)], *values),
+        pairs=LevelPairs(place_of[first], place_of[second], *values),
     )
 
 

@@ -56,7 +56,7 @@ class LevelPairs(NamedTuple):
     sigma : ndarray, shape (n_pairs,)
         Its standard error by noise.
     rms : ndarray, shape (n_pairs,)
-        Scatter of the differences.
+        Scatter of the differences about approximate functions, with which good cells are told from bad ones.
     residual : ndarray, shape (n_pairs,)
         Mean difference less that of the fitted functions.
     trust : ndarray, shape (n_pairs,)

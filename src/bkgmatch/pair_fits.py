@@ -37,7 +37,7 @@ class PairFits(NamedTuple):
         Function by which the first exceeds the second.
     normal : ndarray, shape (n_pairs, p, p)
         Inverse covariance of the estimate, but for the noise scale.
-    npix : ndarray of int, shape (n_pairs,)
+    npix : ndarray, shape (n_pairs,)
         About how many common cells there are.
     expected : ndarray, shape (n_pairs, 2)
         Variance of a cell that is expected of each exposure.

@@ -112,8 +112,8 @@ def _noise_factors(n: int, fits: PairFits) -> np.ndarray:
     """
     Find the factor on each exposure's variance that explains the scatter of its pairs.
 
-    What a pair tells of one exposure is what the present factor of the other leaves. The median over the pairs counts,
-    weighted by the number of cells that were looked at; not of those with a much noisier one.
+    What a pair tells of one exposure is what the present factor of the other leaves. The mean of the middle half of the
+    pairs counts, weighted by the number of cells that were looked at; not of those with a much noisier one.
     """
     used = fits.take(np.isfinite(fits.excess) & (fits.excess > 0))
     if not len(used.first):
@@ -129,7 +129,7 @@ def _noise_factors(n: int, fits: PairFits) -> np.ndarray:
         told = np.maximum((total - factors[there] * theirs) / ours, _LEAST_PART * factors[here])
         share = factors[here] * ours / np.maximum(factors[here] * ours, factors[there] * theirs)
         tells = share > _LEAST_SHARE
-        numbers, middle = _weighted_medians(here[tells], told[tells], weight[tells])
+        numbers, middle = _middle_means(here[tells], told[tells], weight[tells])
         factors[numbers] = np.sqrt(factors[numbers] * middle)
     # Small deviations are the error of this measurement: all exposures then have the same factor.
     general = np.log(np.median(factors[numbers]))
@@ -139,7 +139,7 @@ def _noise_factors(n: int, fits: PairFits) -> np.ndarray:
     return np.maximum(np.exp(general + shrunk), _LEAST_NOISE)
 
 
-def _weighted_medians(group: np.ndarray, value: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _middle_means(group: np.ndarray, value: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of groups, and for each the mean of the middle half, by weight, of its values."""
     order = np.lexsort((value, group))
     group, value, weight = group[order], value[order], weight[order]
