@@ -1157,6 +1157,20 @@ def test_a_lyot_field_that_overlaps_no_imager_has_the_offset_of_the_others():
             assert level[f"{tile}{k}l"] - level[f"{tile}{k}s"] == pytest.approx(0.7, abs=0.01)
 
 
+def test_fixed_lyot_fields_stay():
+    """They overlap only each other, and no imager."""
+    rng = np.random.default_rng(8)
+    exposures = []
+    for k in range(2):
+        for part, level, right in (("science", 5, 0), (LYOT, 5.7, 70)):
+            data, at = rng.normal(level + k, 0.02, SHAPE), tan(shift=(3.0 * k + right, 2.0 * k))
+            exposures.append(exposure(f"e{k}{part}", data, at, tile="t", part=part, is_fixed=k == 0 and part == LYOT))
+    found = match_levels(exposures, options())
+    assert found.reference == ("mean", "fixed")
+    np.testing.assert_allclose(found.level, [-0.5, 0, 0.5, 1], atol=0.01)
+    assert found.level[1] == 0
+
+
 @pytest.mark.parametrize("fit", ["level", "level+slope"])
 def test_a_lyot_field_that_overlaps_nothing_follows_the_imager_of_its_exposure(fit):
     """A dither with another level than the rest of its tile, and a tilt where those are fitted."""

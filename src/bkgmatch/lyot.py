@@ -48,8 +48,9 @@ def tied_lyot_fields(
     own = {i: coefficients[of].mean(axis=0) for i, of in imagers.items()}
     apart = {i: float((coefficients[i] - own[i]) @ functions[i]) for i in imagers if component[i] >= 0}
     holds_imagers = set(component[[e.part != LYOT for e in exposures]].tolist())
+    is_fixed = set(component[[e.is_fixed for e in exposures]].tolist())
     offset = _typical({i: value for i, value in apart.items() if component[i] in holds_imagers}, exposures)
-    tied = sorted({int(component[i]) for i in apart} - holds_imagers)
+    tied = sorted({int(component[i]) for i in apart} - holds_imagers - is_fixed)
     for number in tied:
         coefficients[component == number, 0] += offset - np.mean([apart[i] for i in apart if component[i] == number])
     for i in imagers.keys() - apart.keys():
