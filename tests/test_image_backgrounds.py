@@ -130,6 +130,22 @@ def assert_same(one, two, atol=0.0):
 # Truth
 
 
+@pytest.mark.parametrize("factor", [1e-2, 1e-4, 1e-30])
+def test_err_of_one_exposure_that_is_far_too_small(factor):
+    """In a block of it: to the backgrounds of the others, its pixels have no error that is known."""
+    given, box = scene(8, stars=()), np.s_[20:50, 20:70]
+    variance = np.full(SHAPE, NOISE**2)
+    variance[box] *= factor**2
+    old = given.exposures[3]
+    spoilt = Exposure.from_arrays(old.name, given.data[3], old.wcs, variance=variance, time=old.time)
+    exposures = [*given.exposures[:3], spoilt, *given.exposures[4:]]
+    background = make_backgrounds(exposures, guide=NO_SOURCES).background(0)
+    expected = make_backgrounds(given.exposures, guide=NO_SOURCES).background(0)
+    np.testing.assert_allclose(background.value[box], expected.value[box], atol=0.02)
+    np.testing.assert_allclose(background.variance[box], expected.variance[box], rtol=0.3)
+    assert background.donors[box].mean() > 6.9
+
+
 @pytest.mark.parametrize(("method", "n"), [("mean", 8), ("median", 8), ("mean", 3), ("median", 5)])
 def test_errors_are_those_of_noise(method, n):
     known = scene(n)

@@ -512,6 +512,60 @@ def refused(tmp_path, capsys, *words):
     return message
 
 
+def test_where_a_folder_has_the_name_of_a_copy_nothing_is_written(tmp_path, capsys):
+    files = write(tmp_path / "in")
+    out = tmp_path / "out"
+    assert level(*files[:2], "--out", out) == 0
+    before = digest([out / "a.fits"])
+    (out / "b.fits").unlink()
+    (out / "b.fits").mkdir()
+    assert level(*files, "--out", out, "--save_table", out / "levels.ecsv") == 1
+    has(capsys.readouterr().err, "b.fits is a folder")
+    assert digest([out / "a.fits"]) == before
+    assert sorted(file.name for file in out.iterdir()) == ["a.fits", "b.fits"]
+
+
+@pytest.mark.parametrize("kind", ["input", "fixed"])
+def test_an_image_that_stands_under_another_name_in_the_folder_of_the_copies(tmp_path, capsys, kind):
+    """A link leads from an input, or from a fixed image, to what the copy of another one would replace."""
+    files = write(tmp_path / "in")
+    out = tmp_path / "out"
+    out.mkdir()
+    files[0].rename(out / "b.fits")
+    files[0].symlink_to(out / "b.fits")
+    before = digest([out / "b.fits"])
+    words = files[:2] if kind == "input" else [*files[1:], "--fixed", files[0]]
+    assert level(*words, "--out", out) == 1
+    has(capsys.readouterr().err, "a.fits would be overwritten", "choose another folder")
+    assert digest([out / "b.fits"]) == before
+
+
+def test_copies_of_files_with_checksums_have_right_ones(tmp_path):
+    files = [tmp_path / f"{name}.fits" for name in "abc"]
+    for name, file in zip("abc", files, strict=True):
+        image(name).writeto(file, checksum=name != "c")
+    assert level(*files, "--out", tmp_path / "out") == 0
+    for file in files:
+        with fits.open(tmp_path / "out" / file.name, checksum=True) as hdus:  # a wrong one is a warning
+            assert ("CHECKSUM" in hdus["SCI"].header) == (file.stem != "c")
+            assert hdus["SCI"].data.shape == SHAPE
+
+
+@pytest.mark.parametrize(("kind", "pedestal"), [("float64", 1e8), ("int32", 2**28)])
+def test_images_of_many_digits(tmp_path, kind, pedestal):
+    """More than single precision has: their levels are as those of the same images without the pedestal."""
+    files = []
+    for name in "abc":
+        hdus = image(name, kind=kind)
+        hdus["SCI"].data += np.array(pedestal, kind)
+        files.append(tmp_path / f"{name}.fits")
+        hdus.writeto(files[-1])
+    assert level(*files, "--out", tmp_path / "out", "--save_table", tmp_path / "levels.ecsv") == 0
+    found = Table.read(tmp_path / "levels.ecsv")["level"]
+    scale = 100 if kind == "int32" else 1
+    np.testing.assert_allclose(np.diff(found), scale * np.diff(list(LEVELS.values())), atol=scale * NEAR)
+
+
 def test_names_from_two_folders(tmp_path, capsys):
     one, two = write(tmp_path / "one", "ab"), write(tmp_path / "two", "ac")
     has(refused(tmp_path, capsys, *one, *two), "a.fits", "several files")

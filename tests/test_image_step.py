@@ -521,6 +521,28 @@ def test_the_saved_mask_of_sources_may_be_given_back(image_cals, saved, pairs, t
     assert Table.read(tmp_path / "images.ecsv").meta["options"]["source_mask"] == str(mask)
 
 
+def test_the_given_mask_is_not_replaced_by_the_saved_one(image_cals, saved, tmp_path):
+    (mask,) = saved.glob("*_sources1.fits")
+    for option in ("source_mask", "mosaic"):
+        given = Path(shutil.copy(mask, tmp_path / mask.name))
+        before = given.read_bytes()
+        with pytest.raises(ValueError, match=r"save_mask might overwrite .*_sources1\.fits; set output_dir"):
+            run(
+                str(association(image_cals)), save_results=True, save_mask=True, output_dir=str(tmp_path),
+                **{option: str(given)},
+            )  # fmt: skip
+        assert given.read_bytes() == before
+        assert not list(tmp_path.glob("*_i4i*"))
+
+
+def test_a_file_that_is_no_association_is_told_before_the_work(image_cals, tmp_path):
+    notes = tmp_path / "exposures_i4i_asn.json"
+    notes.write_text("notes of mine\n")
+    with pytest.raises(ValueError, match=r"exposures_i4i_asn\.json exists and is no association"):
+        run(list(map(str, image_cals)), save_results=True, output_dir=str(tmp_path))
+    assert [file.name for file in tmp_path.glob("*i4i*")] == [notes.name]
+
+
 def test_two_masks_of_one_filter(scene, blind, tmp_path):
     """Kinds that differ in something else than detector and filter do not replace each other's mask."""
     given = models_of(scene)[:2] + models_of(scene)[:2]

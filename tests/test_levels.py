@@ -1010,12 +1010,21 @@ def test_the_input_is_not_changed():
 
 def test_a_tile_may_be_called_mean():
     exposures = [replace(e, name="mean") if e.name == "e01" else e for e in mosaic()]
-    found = match_levels(exposures, LevelMatchOptions(reference="mean"))  # also the name of a policy
-    assert found.reference == ("mean",)
-    assert found.level[1] == pytest.approx(match_levels(mosaic(), LevelMatchOptions(reference="e01")).level[1])
+    found = match_levels(exposures, LevelMatchOptions(reference="mean"))  # the policy
+    assert found.level.mean() == pytest.approx(0, abs=1e-9)
     most = LevelMatchOptions(reference="most_overlaps", do_local_subtraction=False)
     exposures = [replace(e, name="mean") for e in mosaic()[1:2]] + [mosaic()[0], mosaic()[2]]
-    assert match_levels(exposures, most).level[0] == pytest.approx(0, abs=1e-9)
+    found = match_levels(exposures, most)
+    assert found.reference == ("mean",)
+    assert found.level[0] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("policy", ["auto", "most_overlaps"])
+def test_a_policy_is_not_the_name_of_an_exposure(policy):
+    exposures = [replace(e, name=policy) if e.name == "e00" else e for e in mosaic()]
+    settings = LevelMatchOptions(reference=policy, do_local_subtraction=False)
+    found, expected = (match_levels(some, settings).level for some in (exposures, mosaic()))
+    np.testing.assert_allclose(found, expected, atol=0.005)
 
 
 @pytest.mark.parametrize("seed", range(3))

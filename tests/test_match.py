@@ -1,5 +1,6 @@
 """Matching from arrays to levels, against known truth, analytic tables and brute-force counts."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -266,6 +267,19 @@ def test_zero_point_of_a_background():
     far = exposure("far", noise(seed=51, level=90, sigma=0.02), tan(100.0), time=44.0, is_background=True)
     found = match_skies([*exposures, dark, far], options(zero_point="background"))
     np.testing.assert_allclose(found.level[:5], TRUE - TRUE[2] + 0.5, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["auto", "lowest", "mean"])
+def test_a_policy_is_not_the_name_of_an_exposure(name):
+    exposures = [replace(e, name=name) if e.name == "e02" else e for e in mosaic()]
+    settings = options(zero_point=name, match_down=True)
+    np.testing.assert_allclose(match_skies(exposures, settings).level, match_skies(mosaic(), settings).level)
+
+
+def test_times_that_are_no_numbers():
+    dark = exposure("bkg", noise(seed=50, level=0.5, sigma=0.02), tan(200.0), time=2.2, is_background=True)
+    with pytest.raises(ValueError, match=r"needs the time of each exposure; e01 has none"):
+        match_skies([*mosaic(time=[0.0, np.nan, 2.0, 3.0, 4.0]), dark], options(zero_point="background"))
 
 
 def test_zero_point_of_backgrounds_of_one_time():

@@ -40,10 +40,10 @@ def test_a_variance_of_another_shape():
         exposure("e.fits", noise(), tan(), variance=np.ones((48, 59)))
 
 
-@pytest.mark.parametrize("width", [0.0, -0.2, np.nan])
+@pytest.mark.parametrize("width", [0.0, -0.2, np.nan, np.inf])
 def test_a_width_of_slices_that_is_none(width):
     at = positions(shape=(2, 2, 3))
-    with pytest.raises(ValueError, match=r"ifu\.fits: slice_width must be positive, got"):
+    with pytest.raises(ValueError, match=r"ifu\.fits: slice_width must be positive and finite, got"):
         SpectralExposure.from_arrays("ifu.fits", at.x, at.ra, at.dec, at.wavelength, slice_width=width)
 
 

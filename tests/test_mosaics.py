@@ -14,7 +14,7 @@ from bkgmatch import mosaics
 from bkgmatch.cells import resampled
 from bkgmatch.detectors import Detector, detector_wcs
 from bkgmatch.execution import threads
-from bkgmatch.footprints import footprint, unit_vectors
+from bkgmatch.footprints import angles, footprint, unit_vectors
 from bkgmatch.grids import common_grid
 from bkgmatch.mosaics import Canvas, Mosaic, read_mosaic
 from bkgmatch.pixel_maps import pixel_map, positions_in_plane
@@ -388,6 +388,19 @@ def test_files_that_are_no_mosaics_are_named(tmp_path, kind):
         hdus[kind]().writeto(path)
     with pytest.raises(ValueError, match=r"bad_mask\.fits"):
         read_mosaic(path)
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int32, np.float32])
+def test_outside_a_mask_of_any_kind_is_nothing(kind):
+    wcs = tan(shape=(40, 40))
+    mosaic = Mosaic("mask", np.ones((40, 40), kind), np.ones((40, 40)), pixels_of(wcs), wcs)
+    found = mosaic.on_exposure(to_sky(tan(shape=(40, 60))), (40, 60))
+    assert np.isnan(found[:, :10]).all()
+    assert (found[:, 11:49] == 1).all()
+
+
+def pixels_of(wcs):
+    return lambda vectors: np.column_stack(wcs.wcs_world2pix(*angles(vectors), 0))
 
 
 def test_weights_that_are_no_image_are_named(tmp_path):

@@ -398,6 +398,21 @@ def test_what_an_earlier_run_recorded_is_replaced(dithers):
     same(coefficients(together), coefficients(first))
 
 
+def test_a_matched_exposure_as_a_background_keeps_its_record(dithers):
+    done = match(twins(dithers), **BOTH, subtract=True)[0]
+    done.meta.asn.exptype = "background"
+    given = twins(dithers[1:3])
+    for model in given:
+        model.meta.asn.exptype = "science"
+    before = done.data.copy()
+    again = match([*given, done], subtract=True)[-1]
+    assert again.meta.background.subtracted is True
+    assert set(records(again)) == {"1", "2"}
+    np.testing.assert_array_equal(again.data, before)
+    assert undo(again)
+    np.testing.assert_allclose(again.data, dithers[0].data, atol=1e-4)
+
+
 def test_data_whose_background_is_subtracted_are_refused(dithers):
     done = match(dithers[:2], subtract=True)
     for given in (done, [dithers[0], done[1]]):

@@ -232,6 +232,16 @@ def test_an_overlap_in_a_corner_is_matched_like_an_image_of_its_own(frame, degre
     np.testing.assert_allclose(values(found, inside, degree), expected, rtol=0, atol=1e-8 * np.std(expected))
 
 
+@pytest.mark.parametrize("kind", ["masked", "NaN"])
+def test_entries_of_masks_that_are_unknown_are_bad(kind):
+    images, masks, sigmas = scene(6, 3, (12, 9))
+    expected = match_polynomials(images, masks, sigmas, degree=1)
+    unknown = {"masked": lambda m: np.ma.array(np.ones(m.shape), mask=~m), "NaN": lambda m: np.where(m, 1.0, np.nan)}
+    spoilt = [np.where(m, image, 1e6) for m, image in zip(masks, images, strict=True)]
+    found = match_polynomials(spoilt, list(map(unknown[kind], masks)), sigmas, degree=1)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_coordinates_that_are_not_finite_where_no_pixel_is_good():
     """As those of a WCS outside its bounding box; wiimatch takes them."""
 

@@ -108,6 +108,22 @@ def test_little_noise_and_pixels_away_from_the_middle_of_voxels():
     assert found.loose == ((),) * 4
 
 
+@pytest.mark.parametrize("big", [1e8, 1e10, 1e30, -1e100])
+@pytest.mark.parametrize("cells", [12, 96])
+def test_a_damaged_pixel_changes_nothing(big, cells):
+    """Also where voxels hold so few pixels that none is an outlier."""
+    places = dithers(4, shape=SHAPE)
+    functions = backgrounds(np.random.default_rng(0), 4, (1, 1, 1))
+    values = noisy(places, functions)
+    settings = MRSIMatchOptions(wavelength_cells=cells)
+    before = match_spectra(exposures(places, values), settings)
+    values[1][values[1].size // 3] = big
+    found = match_spectra(exposures(places, values), settings)
+    assert found.status == before.status
+    np.testing.assert_allclose(found.level, before.level, atol=before.sigma.max())
+    np.testing.assert_allclose(found.sigma, before.sigma, rtol=0.2)
+
+
 def test_pixels_away_from_the_middle_of_voxels():
     found, functions = box_match(np.random.default_rng(1), (1, 1, 1), offset=0.3, noise=0.01, variance=1e-4)
     np.testing.assert_allclose(box_values(found), box_truth(functions), atol=0.01)

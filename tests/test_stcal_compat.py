@@ -362,6 +362,20 @@ def test_matched_levels_of_noise(skystat, method):
     np.testing.assert_allclose(found[0], found[1], atol=tolerance(skystat, 600, times=6))
 
 
+@pytest.mark.parametrize("kind", ["read-only", "integers"])
+def test_images_from_which_nothing_can_be_subtracted_are_refused_unchanged(kind):
+    ours = bkgmatch.skymatch
+    images = [flat_image(ours, 3.0), flat_image(ours, 5.0)]
+    if kind == "read-only":
+        images[1].image.flags.writeable = False
+    else:
+        images[1].image = np.full(SHAPE, 5)
+    with pytest.raises((TypeError, ValueError), match="or subtract=False"):
+        ours.skymatch(images, "local", subtract=True)
+    assert [image.sky for image in images] == [0, 0]
+    np.testing.assert_array_equal(images[0].image, 3.0)
+
+
 @pytest.mark.parametrize("match_down", [True, False])
 def test_groups_of_noise(match_down):
     """Two groups of two: the members differ, and keep their difference."""

@@ -9,7 +9,7 @@ from typing import Any
 from bkgmatch.paths import begins_with, is_there, located
 from bkgmatch.written import whole_file
 
-__all__ = ["HEAD", "Member", "association", "check_product", "relative_to", "write_association"]
+__all__ = ["HEAD", "Member", "association", "check_association", "check_product", "relative_to", "write_association"]
 
 Member = Mapping[str, str]
 
@@ -52,10 +52,15 @@ def check_product(name: object) -> None:
         )
 
 
-def write_association(given: Mapping[str, Any], path: Path) -> None:
-    """Write an association; ValueError if that would replace something else."""
+def check_association(path: Path) -> None:
+    """Raise ValueError if an association would replace something else."""
     if is_there(path) and not begins_with(path, b"{"):
         raise ValueError(f"{path} exists and is no association; choose another name")
+
+
+def write_association(given: Mapping[str, Any], path: Path) -> None:
+    """Write an association; ValueError if that would replace something else."""
+    check_association(path)
     with whole_file(path) as part:
         part.write_text(json.dumps(given, indent=4) + "\n")
 

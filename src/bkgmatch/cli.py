@@ -125,9 +125,19 @@ def _add_level(commands: Any) -> None:
     level.add_argument("--out", type=Path, default=Path("matched"), help="folder to write [%(default)s]")
     level.add_argument("--save_table", type=Path, help="ECSV table of levels; that of the pairs is *_pairs.ecsv")
     level.add_argument("--save_plots", type=Path, help="folder for pictures of the pairs and of the mosaic")
-    level.add_argument("--fixed", action="append", type=Path, default=[], help="image that stays as it is; repeatable")
-    level.add_argument("--maximum_cores", type=int, default=1, help="number of threads [%(default)s]")
+    level.add_argument(
+        "--fixed", action="append", type=Path, default=[], help="image whose levels stay as they are; repeatable"
+    )
+    level.add_argument("--maximum_cores", type=_count, default=1, help="number of threads [%(default)s]")
     _add_options(level, LevelMatchOptions())
+
+
+def _count(text: str) -> int:
+    """Read a number of threads."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def _add_apply(commands: Any) -> None:

@@ -285,10 +285,10 @@ class SpectralExposure:
         Raises
         ------
         ValueError
-            If shapes differ, or the width is not positive.
+            If shapes differ, or the width is not positive and finite.
         """
-        if not slice_width > 0:
-            raise ValueError(f"{name}: slice_width must be positive, got {slice_width}")
+        if not 0 < slice_width < np.inf:
+            raise ValueError(f"{name}: slice_width must be positive and finite, got {slice_width}")
         given = {"ra": ra, "dec": dec, "wavelength": wavelength, "good": good, "variance": variance}
         arrays = {key: np.ma.getdata(array) for key, array in given.items() if array is not None}
         values = np.ma.getdata(data)

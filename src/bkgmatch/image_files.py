@@ -69,7 +69,7 @@ def match_files(
     images = [FitsImage.open(path) for path in files]
     others = [FitsImage.open(path) for path in fixed if located(path) not in {located(file) for file in files}]
     unit = common_unit([(str(image.path), image.unit) for image in (*images, *others)])
-    check_copies([image.path for image in images], folder)
+    check_copies([image.path for image in images], folder, used=[other.path for other in others])
     exposures = [image.exposure(is_fixed=located(image.path) in held) for image in images]
     exposures += [other.exposure(is_fixed=True) for other in others]
     watch = PairPlots(plots, unit).draw if plots else None
@@ -81,8 +81,8 @@ def match_files(
                 image.write(parts, match.plane(i), float(match.sigma[i]))
             else:
                 image.copy(parts)
-        if table:
-            made_with = {"fixed": list(map(str, fixed)) or None, "relative": any(image.is_matched for image in images)}
-            levels = level_table(match, options, unit=unit, **made_with)
-            save_tables(table, levels, level_pair_table(match, unit=unit))
+    if table:
+        made_with = {"fixed": list(map(str, fixed)) or None, "relative": any(image.is_matched for image in images)}
+        levels = level_table(match, options, unit=unit, **made_with)
+        save_tables(table, levels, level_pair_table(match, unit=unit))
     return match, unit

@@ -21,6 +21,7 @@ from bkgmatch.stored import Stack
 __all__ = ["Background", "ImageStack"]
 
 _LEAST_KNOWN = 0.1  # part of the pixels whose variance must be given for it to be used
+_LEAST_VARIANCE = 0.01  # of the median: what is given as less says nothing
 _AT_ONCE = 1 << 18  # pixels
 _SMOOTHING = 3.0  # pixels: structure that is finer than this does not go on through a hole
 
@@ -209,11 +210,12 @@ def _read_one(item: tuple[int, Exposure], images: Stack, inverse: Stack, first: 
 
 
 def _inverse_variance(variance: np.ndarray | None, image: np.ndarray) -> np.ndarray:
-    """One over the variance of each pixel in units of its median, 0 where it is not known."""
+    """One over the variance of each pixel in units of its median, 0 where it is not known, or far too small."""
     if variance is None:
         return np.zeros(image.shape, dtype=np.float32)
     known = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     typical = np.median(variance[known]) if known.any() else 1.0
+    known[known] = variance[known] > _LEAST_VARIANCE * typical
     return np.divide(typical, variance, out=np.zeros(image.shape, dtype=np.float32), where=known)
 
 

@@ -169,7 +169,8 @@ class FitsImage:
 
     def _read(self) -> Pixels:
         with naming(self.path), fits.open(self.path) as hdus:
-            data = np.array(hdus[self.extension].data, dtype=np.float32) - np.float32(self.recorded)
+            given = hdus[self.extension].data
+            data = given.astype(np.result_type(given.dtype, np.float32)) - np.float32(self.recorded)
             good = np.isfinite(data)
             if "DQ" in hdus and hdus[0].header.get("TELESCOP") == "JWST":
                 good &= (hdus["DQ"].data & _JWST_BAD) == 0
@@ -183,7 +184,7 @@ class FitsImage:
         path = folder / self.path.name
         with naming(self.path), fits.open(self.path) as hdus:
             change(hdus, self)
-            write_fits(hdus, path)
+            write_fits(hdus, path, checksum=any("CHECKSUM" in hdu.header for hdu in hdus))
         return path
 
 
@@ -228,16 +229,18 @@ def check_distinct(files: Sequence[Path]) -> None:
         raise ValueError(f"several files are named {shared[0]}: their results would replace each other; rename them")
 
 
-def check_copies(files: Sequence[Path], folder: Path) -> None:
-    """Raise an error if copies cannot be made under the same names, or would replace each other or the originals."""
+def check_copies(files: Sequence[Path], folder: Path, *, used: Sequence[Path] = ()) -> None:
+    """Raise an error if copies cannot have the same names, or would replace each other, originals, or files in use."""
     for file in files:
         if not is_there(file):
             raise FileNotFoundError(f"{file} does not exist")
     check_distinct(files)
     check_folder(folder)
+    originals = {located(file): file for file in (*used, *files)}
     for file in files:
-        if located(folder / file.name) == located(file):
-            raise ValueError(f"{file} would be overwritten; choose another folder")
+        for copy in (located(folder / file.name), located(folder) / file.name):
+            if copy in originals:
+                raise ValueError(f"{originals[copy]} would be overwritten; choose another folder")
 
 
 def write_copies(files: Sequence[Path], folder: Path, writers: Sequence[Callable[[Path], Any]]) -> dict[Path, Any]:

@@ -75,7 +75,7 @@ class Mosaic:
         """
         positions = positions_in_plane(lambda pixels: self.to_pixels(sky_vectors(wcs, pixels)), shape)
         ny, nx = self.image.shape
-        found, flat = np.empty(shape, dtype=self.image.dtype), self.image.ravel()
+        found, flat = np.empty(shape, dtype=np.result_type(self.image.dtype, np.float16)), self.image.ravel()
         for start in range(0, shape[0], _ROWS):
             rows = slice(start, start + _ROWS)
             x, y = np.rint(positions[:, rows])

@@ -148,7 +148,7 @@ class _Pixels(NamedTuple):
         mask, sigma = self.masks[k], self.sigmas[k]
         good = np.isfinite(self.images[k][some])
         if mask is not None:
-            good &= mask[some] != 0
+            good &= (mask[some] != 0) & np.isfinite(mask[some])
         if sigma is not None:
             good &= (sigma[some] > 0) & np.isfinite(sigma[some])
         return good

@@ -82,11 +82,12 @@ def reference_tile(
     """
     inside = [everything[i] for i in members]
     tiles = tile_names(inside)
-    named = [tile for tile, e in zip(tiles, inside, strict=True) if e.name == options.reference]
-    if named:
-        return named[0]
     if options.reference == "mean":
         return None
+    is_policy = options.reference in REFERENCE_POLICIES
+    named = [tile for tile, e in zip(tiles, inside, strict=True) if e.name == options.reference and not is_policy]
+    if named:
+        return named[0]
     if options.reference in ("auto", "background"):
         gaps = _time_gaps(inside, _background_times(everything))
         if gaps:

@@ -346,6 +346,9 @@ def skymatch(
         Exposure(f"{number:06d}", partial(_read, image, subtract), image.wcs, f"group {index}")
         for number, (index, image) in enumerate(members)
     ]
+    if subtract:
+        for _, image in members:
+            _check_subtraction(image)
     statistic = _common_statistic([image for _, image in members])
     options = SkyMatchOptions(
         skymethod=method,  # type: ignore[arg-type]
@@ -375,14 +378,23 @@ def _read(image: SkyImage, subtract: bool) -> Pixels:
     return Pixels(data, np.asarray(image.mask, dtype=bool))
 
 
+def _check_subtraction(image: SkyImage) -> None:
+    """Raise TypeError or ValueError, before anything is changed, if no sky can be subtracted from an image in place."""
+    if not np.issubdtype(image.image.dtype, np.floating):
+        raise TypeError(f"image ID={image.sky_id} holds {image.image.dtype}: give floating point, or subtract=False")
+    if not image.image.flags.writeable:
+        raise ValueError(f"image ID={image.sky_id} is read-only: give a copy, or subtract=False")
+
+
 def _set_sky(one: SkyImage | SkyGroup, change: float, *, subtract: bool) -> None:
     valid = bool(np.isfinite(change))
     if not valid:
         log.warning("Unable to compute the sky of %s ID=%s", type(one).__name__, one.sky_id)
         change = 0.0
+    if subtract:
+        for image in _members(one):
+            image.image -= change
     one.sky += change
     for image in _members(one):
         image.is_sky_valid = valid
-        if subtract:
-            image.image -= change
         log.info("Image ID=%s: sky background %G (change %G)", image.sky_id, image.sky, change)

@@ -20,6 +20,7 @@ _AT_ONCE = 1 << 15  # pixels
 _OUTLIER = 5.0
 _NORMAL_QUARTILES = 1.349
 _FEW = 8
+_MOST = 1e6  # times as far from the median as the quartiles, or as the median is from 0
 _LEAST_PART = 0.25
 
 
@@ -128,7 +129,8 @@ def fill(pixels: SpectralPixels, grid: VoxelGrid) -> Voxels:
     Parameters
     ----------
     pixels : SpectralPixels
-        Pixels; those that are not finite are left out.
+        Pixels; those that are not finite, or more than a million times as far from the median as is usual, are left
+        out.
     grid : VoxelGrid
         Grid.
 
@@ -142,7 +144,7 @@ def fill(pixels: SpectralPixels, grid: VoxelGrid) -> Voxels:
     Pixels farther from the median of their voxel than 5 standard deviations, from the quartiles, are left out: cosmic
     rays, and lines in the spectrum that are narrower than a voxel.
     """
-    pixels = pixels.finite()
+    pixels = _plausible(pixels.finite())
     if not len(pixels.value):
         return Voxels(
             np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), np.zeros((3, 0))
@@ -173,6 +175,18 @@ def fill(pixels: SpectralPixels, grid: VoxelGrid) -> Voxels:
         (noise / np.maximum(count, 1))[dense],
         np.stack([mean(axis[order])[dense] for axis in offset]),
     )
+
+
+def _plausible(pixels: SpectralPixels) -> SpectralPixels:
+    """Leave out damaged pixels, of which one in a voxel of few pixels would be the noise of all."""
+    if not len(pixels.value):
+        return pixels
+    low, middle, high = np.percentile(pixels.value, (25, 50, 75))
+    limit = _MOST * (abs(middle) + high - low)
+    kept = np.abs(pixels.value - middle) <= limit
+    if not limit > 0 or kept.all():
+        return pixels
+    return SpectralPixels(*(axis[kept] for axis in pixels if axis is not None))
 
 
 def neighbours(number: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
         yield parts
 
 
-def write_fits(hdus: fits.HDUList, path: str | Path) -> None:
+def write_fits(hdus: fits.HDUList, path: str | Path, *, checksum: bool = False) -> None:
     """
     Write a FITS file, which takes its name when it is complete.
 
@@ -83,6 +83,8 @@ def write_fits(hdus: fits.HDUList, path: str | Path) -> None:
         What to write.
     path : str or Path
         The file; it is compressed if its name says so. What has this name already stays until then.
+    checksum : bool, optional
+        Whether headers get CHECKSUM and DATASUM.
 
     Raises
     ------
@@ -91,10 +93,10 @@ def write_fits(hdus: fits.HDUList, path: str | Path) -> None:
     """
     with whole_file(path) as part:
         if part.suffix in _COMPRESSED:
-            hdus.writeto(part)
+            hdus.writeto(part, checksum=checksum)
         else:
             with open(part, "wb") as file:
-                hdus.writeto(_Stream(file))
+                hdus.writeto(_Stream(file), checksum=checksum)
 
 
 class _Stream:
@@ -110,7 +112,11 @@ def _moved(folder: Path, what: str) -> Iterator[Path]:
     try:
         parts.mkdir(mode=0o700)
         yield parts
-        for part in sorted(parts.iterdir()):
+        written = sorted(parts.iterdir())
+        for part in written:
+            if (folder / part.name).is_dir():  # before any file has taken its name
+                raise NotWritten(f"{folder / part.name} is a folder; remove it, or choose another place")
+        for part in written:
             os.replace(part, folder / part.name)
     except NotWritten:
         raise

@@ -36,7 +36,7 @@ def check_zero_point(exposures: Sequence[Exposure], options: SkyMatchOptions) ->
     if options.zero_point == "background":
         if not any(e.is_background for e in exposures):
             raise ValueError("zero_point='background' needs members of exptype 'background' in the association")
-        timeless = [e.name for e in exposures if e.time is None]
+        timeless = [e.name for e in exposures if e.time is None or not np.isfinite(e.time)]
         if timeless:
             raise ValueError(f"zero_point='background' needs the time of each exposure; {timeless[0]} has none")
 
@@ -78,7 +78,8 @@ def levels(
             level, error = _lowest_of_all(np.zeros(len(level), dtype=int), level, error)
         return np.where(dead, np.nan, level)[groups], np.where(dead, np.nan, error)[groups]
     for i, exposure in enumerate(exposures):
-        if exposure.name == options.zero_point and solution.component[groups[i]] < 0:
+        is_named = exposure.name == options.zero_point and exposure.name not in ZERO_POINT_POLICIES
+        if is_named and solution.component[groups[i]] < 0:
             raise ValueError(f"zero_point={exposure.name}: this exposure overlaps no other; choose one that does")
     matched = solution.coefficients[:, 0].copy()
     error = np.hypot(np.sqrt(solution.covariance[:, 0, 0]), _rounding(matched, solution.component))
@@ -152,7 +153,7 @@ def _zero_point(
 ) -> float:
     """Return what to add to the levels of some groups, which have mean zero over each component."""
     policy = options.zero_point
-    named = [i for i in members if exposures[i].name == policy]
+    named = [i for i in members if exposures[i].name == policy and policy not in ZERO_POINT_POLICIES]
     if named:
         return -matched[groups[named[0]]]
     if policy == "background":

@@ -15,7 +15,7 @@ from jwst.datamodels import ModelContainer, ModelLibrary
 from jwst.stpipe import Step
 from stdatamodels.jwst.datamodels import JwstDataModel
 
-from bkgmatch.associations import HEAD, association, check_product, write_association
+from bkgmatch.associations import HEAD, association, check_association, check_product, write_association
 from bkgmatch.images import writing
 from bkgmatch.journal import Journal
 from bkgmatch.progress import Times, stage
@@ -88,6 +88,9 @@ class BackgroundStep(OptionalCrds, Step):
         self._product = given["products"][0].get("name") or "exposures"
         if self.report or self.save_results or self.output_file:
             check_product(self._product)
+        if self.save_results:
+            folder = Path(self.make_output_path(basepath="any.fits")).parent
+            check_association(self._association_path(folder, self._product))
         if not self.report:
             return
         page = self.make_output_path(basepath=self._product, suffix=f"{self.suffix}_report", ext="html")
@@ -131,9 +134,12 @@ class BackgroundStep(OptionalCrds, Step):
             kind=self.association_type,
             **{key: given[key] for key in HEAD if given.get(key) and isinstance(given[key], str | int)},
         )
-        path = files[0].with_name(f"{made['products'][0]['name']}_{self.suffix}_asn.json")
+        path = self._association_path(files[0].parent, made["products"][0]["name"])
         write_association(made, path)
         log.info("Association of the results: %s", path)
+
+    def _association_path(self, folder: Path, product: str) -> Path:
+        return folder / f"{product}_{self.suffix}_asn.json"
 
 
 class _Whole:

@@ -202,11 +202,6 @@ class IFUModels:
         """The exposures that are not dedicated backgrounds."""
         return [i for i, known in enumerate(self._known) if known.is_science]
 
-    @property
-    def images(self) -> list[int]:
-        """The science exposures, and dedicated backgrounds that are images, not spectra that were extracted of them."""
-        return [i for i, known in enumerate(self._known) if known.is_science or known.channels]
-
     def groups(self) -> dict[tuple[str, str], list[int]]:
         """
         Group the science exposures.

@@ -1,6 +1,8 @@
 """ImageForImageStep: a background image for each exposure from the other exposures."""
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from bkgmatch.journal import file_digest, fingerprint
 from bkgmatch.masks import read_regions
 from bkgmatch.mosaics import read_mosaic, read_source_mask
 from bkgmatch.options import ImageForImageOptions
+from bkgmatch.paths import located
 from bkgmatch.pictures import example_of, pictures_of_backgrounds
 from bkgmatch.progress import stage
 from bkgmatch.record import image_table, save_tables
@@ -125,6 +128,8 @@ class ImageForImageStep(BackgroundStep):
         self.plan_report(library)
         with library, work_of(self, len(library), from_files=bool(files)) as work:
             known = self._known(library, files, work)
+            product = library.asn["products"][0].get("name") or "exposures"
+            self._check_masks(product, known.seen)
             exposures = known.exposures()
             with stage("source masks"):
                 found = make_backgrounds(exposures, options, kinds=known.seen, guide=guide, work=work)
@@ -138,7 +143,7 @@ class ImageForImageStep(BackgroundStep):
                 for i in range(len(known.names)):
                     known.update(i, partial(self._apply, found=found, i=i, files=files))
             if self.save_mask:
-                self._save_masks(found, library.asn["products"][0].get("name") or "exposures")
+                self._save_masks(found, product)
             done = "subtracted" if self.subtract else "made, not subtracted"
             tell(log, story(found, known.unit, done))
             return library
@@ -194,14 +199,31 @@ class ImageForImageStep(BackgroundStep):
 
     def _save_masks(self, found: ImageBackgrounds, product: str) -> None:
         """Save the masks of the mosaics."""
-        for number, (kind, mask) in enumerate(found.masks, 1):
-            name = "_".join(word for word in (product, kind.detector, kind.filter) if word).lower()
+        numbers: Counter[str] = Counter()
+        for kind, mask in found.masks:
+            name = _mask_name(product, kind)
+            numbers[name] += 1
             if mask.header is None:
                 log.warning("%s has no FITS WCS: its mask is not saved", mask.name)
                 continue
-            path = self.make_output_path(basepath=name, suffix=f"sources{number}", ext="fits")
-            mask.write(Path(path))
+            path = self._mask_path(name, numbers[name])
+            mask.write(path)
             log.info("Source mask saved as %s", path)
+
+    def _check_masks(self, product: str, kinds: Sequence[Kind]) -> None:
+        """Raise ValueError if a mask that is saved might replace what is given of the sources."""
+        names = {_mask_name(product, kind) for kind in kinds} if self.save_mask else ()
+        most = len(kinds) * (self.maxiters + 1)
+        for given in filter(None, (self.mosaic, self.source_mask)):
+            if any(located(self._mask_path(name, 1 + n)) == located(given) for name in names for n in range(most)):
+                raise ValueError(f"save_mask might overwrite {given}; set output_dir, or rename it")
+
+    def _mask_path(self, name: str, number: int) -> Path:
+        return Path(self.make_output_path(basepath=name, suffix=f"sources{number}", ext="fits"))
+
+
+def _mask_name(product: str, kind: Kind) -> str:
+    return "_".join(word for word in (product, kind.detector, kind.filter) if word).lower()
 
 
 def _pictures(exposures: list[Exposure], found: ImageBackgrounds) -> dict[str, Any]:

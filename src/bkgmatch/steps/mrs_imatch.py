@@ -165,7 +165,7 @@ class MRSIMatchStep(BackgroundStep):
             self.keep_report(table, pairs, partial(_pictures, known, groups, matches))
 
     def _record(self, known: IFUModels, groups: dict[Group, list[int]], matches: dict[Group, SpectralMatch]) -> None:
-        polynomials: dict[int, dict[str, Polynomial]] = {index: {} for index in known.images}
+        polynomials: dict[int, dict[str, Polynomial]] = {index: {} for index in known.science}
         matched = set()
         for group, members in groups.items():
             for place, index in enumerate(members):
