@@ -60,6 +60,8 @@ def match_files(
     ValueError
         If a file is no image, two have the same name, units differ, a copy would replace an image, or the table
         something that is none. Nothing is written then.
+    NotWritten
+        If the copies, or the table after them, cannot be written.
     """
     if table:
         check_tables(table)

@@ -36,7 +36,7 @@ class Standard:
     Parameters
     ----------
     level : ndarray, shape (n,)
-        Median of the source-free pixels of each exposure.
+        Median of the source-free pixels of each exposure, less what its mask makes of the common pattern.
     offset, factor : ndarray, shape (n,)
         What is removed from each exposure before merging, and put back after.
     noise : ndarray, shape (n,)

@@ -284,7 +284,7 @@ class ImageForImageOptions:
         Masks of sources grow until the light left outside changes a background by less than this, in standard
         deviations of the background; 0: they do not grow.
     dilate_size : int
-        Side of the square that source masks are grown by first, in pixels.
+        Masks of sources grow by at least half of this, all around, in pixels.
     maxiters : int
         Most times that sources are found, each time in the mosaic of the exposures less the backgrounds known by then.
     """
