@@ -37,8 +37,8 @@ class ImageBackgrounds(Displayed):
     members : tuple of tuple of str
         Exposures that the background of each was made of.
     level : ndarray, shape (n,)
-        Level of each exposure: the median of its source-free pixels, less what masks that differ make of the pattern that
-        all exposures have in common.
+        Level of each exposure: the median of its source-free pixels, less what its mask makes of the pattern that all
+        exposures have in common.
     rms : ndarray, shape (n,)
         Rms of the source-free pixels that have donors after the background is subtracted, from their median absolute
         deviation; NaN if there are none.
