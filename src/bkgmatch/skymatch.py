@@ -330,9 +330,10 @@ def skymatch(
     Raises
     ------
     ValueError
-        If the method is unknown or there are no images.
+        If the method is unknown, there are no images, or the sky is to be subtracted from one that is read-only.
     TypeError
-        If an element is no image or group, or the statistics are not `SkyStats` with the same settings.
+        If an element is no image or group, the statistics are not `SkyStats` with the same settings, or the sky is to
+        be subtracted from whole numbers.
     """
     method = skymethod.lower()
     if method not in ("local", "global", "match", "global+match"):
@@ -391,10 +392,9 @@ def _set_sky(one: SkyImage | SkyGroup, change: float, *, subtract: bool) -> None
     if not valid:
         log.warning("Unable to compute the sky of %s ID=%s", type(one).__name__, one.sky_id)
         change = 0.0
-    if subtract:
-        for image in _members(one):
-            image.image -= change
     one.sky += change
     for image in _members(one):
         image.is_sky_valid = valid
+        if subtract:
+            image.image -= change
         log.info("Image ID=%s: sky background %G (change %G)", image.sky_id, image.sky, change)

@@ -213,7 +213,7 @@ class ImageForImageStep(BackgroundStep):
     def _check_masks(self, product: str, kinds: Sequence[Kind]) -> None:
         """Raise ValueError if a mask that is saved might replace what is given of the sources."""
         names = {_mask_name(product, kind) for kind in kinds} if self.save_mask else ()
-        most = len(kinds) * (self.maxiters + 1)
+        most = len(set(kinds)) * (self.maxiters + 1)
         for given in filter(None, (self.mosaic, self.source_mask)):
             if any(located(self._mask_path(name, 1 + n)) == located(given) for name in names for n in range(most)):
                 raise ValueError(f"save_mask might overwrite {given}; set output_dir, or rename it")
