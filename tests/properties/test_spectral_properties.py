@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import ifu
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from ledger import note
 from strategies import SEEDS, costly, laid_out, same_sets, untouched
@@ -146,9 +146,9 @@ def less_mean(values, component):
 @given(spectra(rays=0.0))
 def test_adding_a_constant_moves_a_level_by_exactly_that(scene):
     """
-    Less the mean over the component; polynomials of higher degree within half an error, for their prior moves too.
+    Less the mean over the component; polynomials of higher degree within 0.1 errors, for their prior moves too.
 
-    Without cosmic rays: from another start, others of the voxels that they hit are clipped.
+    If no other voxels are clipped, of which levels are means: from another start that may be.
     """
     added = np.random.default_rng(len(scene)).normal(0, 10, len(scene))
     moved = replace(scene, values=tuple(v + k for v, k in zip(scene.values, added, strict=True)))
@@ -157,10 +157,11 @@ def test_adding_a_constant_moves_a_level_by_exactly_that(scene):
     there = np.array([s == MATCHED for s in one.status])
     apart = np.abs(two.level - one.level - less_mean(added, one.component))[there]
     is_constant = scene.options.degree == CONSTANT
-    assert (apart <= 1e-8 * moved.scale() + (1e-3 if is_constant else 0.5) * one.sigma[there]).all(), (
-        apart / one.sigma[there]
-    )
-    note("properties", f"adding a constant: {KIND}")
+    if is_constant or np.array_equal(one.npix, two.npix):
+        assert (apart <= 1e-8 * moved.scale() + (1e-3 if is_constant else 0.1) * one.sigma[there]).all(), (
+            apart / one.sigma[there]
+        )
+        note("properties", f"adding a constant: {KIND}")
 
 
 @pytest.mark.slow
@@ -306,8 +307,7 @@ def test_masking_more_pixels_changes_nothing_beyond_errors(scene, seed, part):
     st.sampled_from(["C", "strided", "reversed", "read-only"]),
 )
 def test_the_kind_of_numbers_and_their_layout_do_not_matter(scene, kind, layout):
-    whole = replace(scene, values=tuple(np.rint(8 * v + 500).clip(0, 2000) for v in scene.values))
-    assume(all(len(np.unique(v)) > 8 for v in whole.values))  # else next to no noise is left
+    whole = replace(scene, values=tuple(np.rint(64 * v + 9000).clip(0, 30000) for v in scene.values))
     other = replace(whole, values=tuple(laid_out(v.astype(kind), layout) for v in whole.values))
     assert_same(whole.match(), other.match(), 1e-8 * whole.scale(), sigmas=0 if kind == ">f8" else 1e-3)
     note("properties", f"kind of numbers: {KIND}")
